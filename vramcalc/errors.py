@@ -1,0 +1,85 @@
+"""Every error a caller can meet: what was given, what was expected, what to do.
+
+All of them derive from :class:`VramcalcError`, so that one ``except`` is enough; those that stand for a bad argument
+are also ``ValueError``.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+def _shown(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 80 else shown[:77] + "..."
+
+
+class VramcalcError(Exception):
+    """Base of all errors raised on purpose by vramcalc."""
+
+
+class InvalidValue(VramcalcError, ValueError):
+    """A value that no estimate can be made from.
+
+    Attributes:
+        name: the argument or field.
+        value: what was given.
+    """
+
+    def __init__(self, name: str, value: object, expected: str, remedy: str = "") -> None:
+        self.name, self.value = name, value
+        super().__init__(f"{name} = {_shown(value)}: expected {expected}{'; ' + remedy if remedy else ''}")
+
+
+class UnknownName(VramcalcError, ValueError):
+    """A name that no table holds; the nearest names are offered.
+
+    Attributes:
+        name: what was asked for.
+        near: the nearest known names, best first.
+    """
+
+    def __init__(self, kind: str, name: str, known: Iterable[str], remedy: str = "") -> None:
+        self.name = name
+        by_lower = {k.lower(): k for k in known}
+        matches = difflib.get_close_matches(name.lower()[:200], by_lower, n=3, cutoff=0.5)
+        self.near = [by_lower[m] for m in matches]
+        offer = f"; did you mean {' or '.join(repr(n) for n in self.near)}?" if self.near else ""
+        super().__init__(f"no {kind} named {_shown(name)}{offer or ';' * bool(remedy)}{' ' + remedy if remedy else ''}")
+
+
+class Unsupported(VramcalcError, ValueError):
+    """A setting that is real but outside what vramcalc models; it is refused, never approximated."""
+
+
+class BadConfig(VramcalcError, ValueError):
+    """A ``config.json`` that cannot be read as a model."""
+
+
+class HubError(VramcalcError):
+    """The model hub could not give a configuration."""
+
+
+class HubOffline(HubError):
+    """No answer from the hub and nothing in the local cache."""
+
+
+class HubGated(HubError):
+    """The repository asks for a token that was not given or has no access."""
+
+
+class HubMissing(HubError):
+    """The hub has no such repository, or the repository has no ``config.json``."""
+
+
+class DoesNotFit(VramcalcError):
+    """Nothing, however small, fits the memory that was given."""
+
+
+class DetectionError(VramcalcError):
+    """NVML could not tell which GPUs this machine has."""
+
+
+class DataError(VramcalcError):
+    """A shipped or user-supplied table is broken."""

@@ -1,0 +1,71 @@
+"""Bytes, seconds and dollars as people write them; the only module that knows 1024.
+
+Everywhere else a size is an ``int`` of bytes, and a unit stands in the name of what holds it.
+"""
+
+from __future__ import annotations
+
+import re
+
+from vramcalc.errors import InvalidValue
+
+KIB = 1 << 10
+MIB = 1 << 20
+GIB = 1 << 30
+
+_SUFFIXES = {
+    "": 1,
+    "b": 1,
+    "kib": KIB,
+    "mib": MIB,
+    "gib": GIB,
+    "tib": 1 << 40,
+    "kb": 10**3,
+    "mb": 10**6,
+    "gb": 10**9,
+    "tb": 10**12,
+}
+_BYTES = re.compile(r"([0-9]{1,18})(?:\.([0-9]{1,18}))?\s*([a-z]*)", re.IGNORECASE)
+
+
+def parse_bytes(text: str, *, name: str = "size") -> int:
+    """Bytes in a string such as ``"80GiB"``, ``"24 GB"`` or ``"4096"``.
+
+    Binary suffixes (KiB, MiB, GiB, TiB) are powers of 1024, decimal ones (kB, MB, GB, TB) powers of 1000.
+
+    Args:
+        text: a number and an optional suffix.
+        name: what the size is, for the error.
+
+    Returns:
+        The size, rounded down to a whole byte. [B]
+
+    Raises:
+        InvalidValue: the text is not a number followed by a known suffix.
+    """
+    match = _BYTES.fullmatch(text.strip())
+    factor = _SUFFIXES.get(match[3].lower()) if match else None
+    if match is None or factor is None:
+        raise InvalidValue(name, text, "a number of bytes, or a number followed by KiB, MiB, GiB, kB, MB or GB")
+    decimals = match[2] or ""
+    scale: int = 10 ** len(decimals)
+    return int(match[1] + decimals) * factor // scale
+
+
+def gib(n_bytes: float) -> str:
+    """``n_bytes`` in GiB with two decimals: ``"15.08 GiB"``."""
+    return f"{n_bytes / GIB:.2f} GiB"
+
+
+def human_bytes(n_bytes: float) -> str:
+    """``n_bytes`` in the smallest binary unit below a thousand of it: ``"512 B"``, ``"8.1 MiB"``, ``"15.1 GiB"``."""
+    sign, n = ("-", -n_bytes) if n_bytes < 0 else ("", n_bytes)
+    if n < 1000:
+        return f"{sign}{n:.0f} B"
+    size, unit = next(((s, u) for s, u in ((KIB, "KiB"), (MIB, "MiB")) if n < 999.95 * s), (GIB, "GiB"))
+    return f"{sign}{n / size:,.1f} {unit}"
+
+
+def round_up(n: int, multiple: int) -> int:
+    """The smallest multiple of ``multiple`` that is not below ``n``."""
+    return -(-n // multiple) * multiple
