@@ -1,0 +1,177 @@
+"""Models and GPUs by name: the table first, then files, then the hub; a name that nothing goes by offers near ones."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from configs import CONFIGS, write_config
+
+from vramcalc import catalog, tables
+from vramcalc.errors import BadConfig, InvalidValue, UnknownName, Unsupported
+from vramcalc.hfconfig import to_spec
+from vramcalc.units import MIB
+
+LLAMA = catalog.model("meta-llama/Llama-3.1-8B")
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory that is also the user's home."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
+# -- models ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "meta-llama/Llama-3.1-8B",
+        "meta-llama/Llama-3.1-8B-Instruct",
+        "meta-llama/Meta-Llama-3.1-8B",
+        "llama-3.1-8b",
+        "Llama-3.1-8B",
+        "META-LLAMA/LLAMA-3.1-8B",
+    ],
+)
+def test_a_model_goes_by_its_id_those_of_its_variants_and_a_short_name_in_any_case(name: str) -> None:
+    assert catalog.model(name) == LLAMA
+    assert (LLAMA.hidden_size, LLAMA.num_key_value_heads, LLAMA.params_total) == (4096, 8, 8_030_261_248)
+
+
+def test_a_spec_is_itself() -> None:
+    assert catalog.model(LLAMA) is LLAMA
+    gpu = catalog.gpu("t4")
+    assert catalog.gpu(gpu) is gpu
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.json",
+        "./config.json",
+        "renamed.json",
+        ".",
+        "./",
+        "folder",
+        "folder/",
+        "folder/config.json",
+        "~/folder",
+        "a/b",
+    ],
+)
+def test_a_model_goes_by_the_path_of_its_configuration_or_of_the_folder(here: Path, family: str, name: str) -> None:
+    for folder in (here, here / "folder", here / "a/b"):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_config(folder / "config.json", CONFIGS[family])
+    write_config(here / "renamed.json", CONFIGS[family])
+    expected = to_spec(CONFIGS[family], "").replace(name="")
+    assert catalog.model(name).replace(name="") == expected
+    assert catalog.model(str(here / name) if name[0] != "~" else name).replace(name="") == expected
+    assert catalog.model(Path(name)).replace(name="") == expected
+
+
+def test_the_table_answers_before_the_file_system(here: Path) -> None:
+    folder = here / "meta-llama" / "Llama-3.1-8B"
+    folder.mkdir(parents=True)
+    write_config(folder / "config.json", CONFIGS["qwen3"])
+    assert catalog.model("meta-llama/Llama-3.1-8B") == LLAMA
+    assert catalog.model("./meta-llama/Llama-3.1-8B").model_type == "qwen3"
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("llama-3.1-8", "llama-3.1-8b"),
+        ("lama-3.1-8b", "llama-3.1-8b"),
+        ("Qwen2.5_7B", "qwen2.5-7b"),
+        ("mistral-nemmo", "mistral-nemo"),
+        ("qwen3_8b", "qwen3-8b"),
+    ],
+)
+def test_an_unknown_model_offers_near_names_the_best_first(name: str, near: str) -> None:
+    with pytest.raises(UnknownName) as caught:
+        catalog.model(name)
+    assert caught.value.near[0] == near
+    message = str(caught.value)
+    assert message.startswith(f"no model named '{name}'; did you mean '{near}'")
+    assert message.endswith("'vramcalc models' lists them; a path to a config.json works too")
+
+
+@pytest.mark.parametrize(
+    "name", ["no such thing", "a/b/c", "a /b", "/b", "a/", "\0", "x\0y", "\n", "x" * 300, "http://a/b"]
+)
+def test_a_name_that_is_none_is_refused_without_a_traceback(here: Path, name: str) -> None:
+    with pytest.raises((UnknownName, BadConfig)) as caught:
+        catalog.model(name)
+    assert "config.json" in str(caught.value)
+
+
+def test_no_offer_is_made_of_a_model_that_would_be_refused() -> None:
+    refused = {r["alias"] for r in tables.read("models") if r["model_type"] not in catalog.SUPPORTED}
+    for alias in sorted(refused):
+        with pytest.raises(UnknownName) as caught:
+            catalog.model(f"{alias}!")
+        assert not refused & set(caught.value.near)
+
+
+@pytest.mark.parametrize(
+    "name", ["./nothing", "../nothing", "~/nothing", "/no/thing", "nothing.json", "~nobody/nothing"]
+)
+def test_a_path_to_nothing_is_named(here: Path, name: str) -> None:
+    with pytest.raises(
+        BadConfig, match=r"does not exist: expected a config\.json, or a folder that holds one"
+    ) as caught:
+        catalog.model(name)
+    assert os.path.expanduser(name).removeprefix("./") in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [None, "", 5, True, b"llama-3.1-8b", [], {"hidden_size": 1}], ids=repr)
+def test_what_is_no_name_is_refused_with_what_is(value: Any) -> None:
+    with pytest.raises(InvalidValue, match=r"^model = .*: expected a Hugging Face id, .*'vramcalc models' lists them"):
+        catalog.model(value)
+    with pytest.raises(InvalidValue, match=r"^gpu = .*: expected a GPU's id such as 'rtx-4090'; 'vramcalc gpus' lists"):
+        catalog.gpu(value)
+
+
+# -- GPUs --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "total_mib", "capability"),
+    [("t4", 15095, (7, 5)), ("RTX-4090", 24563, (8, 9)), ("a100-sxm-80", 81222, (8, 0)), ("h100-sxm", 81089, (9, 0))],
+)
+def test_a_gpu_goes_by_its_id_in_any_case(name: str, total_mib: int, capability: tuple[int, int]) -> None:
+    gpu = catalog.gpu(name)
+    assert (gpu.gpu_id, gpu.total_bytes, gpu.capability) == (name.lower(), total_mib * MIB, capability)
+    assert gpu.usable_bytes == gpu.total_bytes
+
+
+@pytest.mark.parametrize(
+    ("name", "near"), [("rtx4090", "rtx-4090"), ("h100-sxm5", "h100-sxm"), ("a100-sxm", "a100-sxm-80")]
+)
+def test_an_unknown_gpu_offers_near_ones(name: str, near: str) -> None:
+    with pytest.raises(UnknownName) as caught:
+        catalog.gpu(name)
+    assert near in caught.value.near
+    assert str(caught.value).endswith("'vramcalc gpus' lists them.")
+
+
+def test_a_gpu_of_another_maker_is_refused_with_a_way_out() -> None:
+    with pytest.raises(Unsupported, match=r"mi300x is AMD's; only NVIDIA's .*; 'vramcalc gpus' lists them"):
+        catalog.gpu("mi300x")
+
+
+def test_a_gpu_of_unknown_capacity_asks_for_it() -> None:
+    with pytest.raises(Unsupported, match=r"rtx-3070 .*not known \(8\.0 GB on the box\); give it: --gpu-memory"):
+        catalog.gpu("rtx-3070")
+
+
+def test_every_gpu_in_the_table_can_be_named() -> None:
+    assert catalog.gpu_names() == [row["gpu_id"] for row in tables.read("gpus")]

@@ -1,0 +1,181 @@
+"""Models and GPUs by name."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any, get_args
+
+from vramcalc import tables
+from vramcalc.errors import HubMissing, HubOffline, InvalidValue, UnknownName, Unsupported
+from vramcalc.hfconfig import read_config, to_spec
+from vramcalc.specs import Gpu, ModelSpec, ModelType
+from vramcalc.units import MIB
+
+_MODELS_REMEDY = "'vramcalc models' lists them; a path to a config.json works too"
+
+SUPPORTED = get_args(ModelType)
+"""Values of ``model_type`` that there is a family for."""
+
+_TORCH_SHARE = 0.982
+"""torch reports up to 1.8 % less than NVML in the pairs of the table; that much is taken where only NVML's is known."""
+
+
+# -- models ------------------------------------------------------------------------------------------------------------
+
+
+@cache
+def _model_rows() -> dict[str, tables.Row]:
+    """Rows of the model table by every name they go by, in lower case."""
+    return {name.lower(): row for row in tables.read("models") for name in _names(row)}
+
+
+def _names(row: tables.Row) -> list[str]:
+    return [row["hf_id"], row["alias"], *row["also"].split()]
+
+
+def model_names() -> list[str]:
+    """Short names of the models in the table whose family is supported."""
+    return [row["alias"] for row in tables.read("models") if row["model_type"] in SUPPORTED]
+
+
+def model(name: str | os.PathLike[str] | ModelSpec) -> ModelSpec:
+    """A model by Hugging Face id, short name, path to a ``config.json`` or its folder, or hub id.
+
+    The table answers first, then the file system, then the local hub cache, then the hub. A spec is itself.
+
+    Raises:
+        UnknownName: nothing goes by that name; near names are offered.
+        InvalidValue: no name at all.
+        Unsupported: the architecture has no family here.
+        BadConfig: a configuration that cannot be read as a model.
+        HubError: the hub gave none; its subclasses say why.
+    """
+    if isinstance(name, ModelSpec):
+        return name
+    if isinstance(name, os.PathLike):
+        return read_config(Path(os.path.expanduser(name)))
+    if not isinstance(name, str) or not name:
+        raise InvalidValue("model", name, "a Hugging Face id, a short name or a path", _MODELS_REMEDY)
+    row = _model_rows().get(name.lower())
+    if row is not None:
+        return _from_row(row)
+    path = os.path.expanduser(name)
+    if os.path.exists(path) or name.endswith(".json") or name.startswith((".", "/", "~")):
+        return read_config(Path(path))
+    unknown = UnknownName("model", name, _supported_names(), _MODELS_REMEDY)
+    if not _looks_like_hub_id(name):
+        raise unknown
+    return _from_hub(name, unknown.near)
+
+
+def _supported_names() -> list[str]:
+    return [name for row in tables.read("models") if row["model_type"] in SUPPORTED for name in _names(row)]
+
+
+def _from_hub(name: str, near: list[str]) -> ModelSpec:
+    from vramcalc.hub import fetch_config
+
+    try:
+        return to_spec(fetch_config(name), name)
+    except (HubMissing, HubOffline) as err:
+        offer = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+        raise type(err)(f"{err}{offer}") from err
+
+
+def _looks_like_hub_id(name: str) -> bool:
+    owner, slash, repository = name.partition("/")
+    return bool(slash and owner and repository and "/" not in repository and not any(c.isspace() for c in name))
+
+
+def _from_row(row: tables.Row) -> ModelSpec:
+    if row["model_type"] not in SUPPORTED:
+        raise Unsupported(
+            f"{row['hf_id']} is a {row['architecture']} (model_type {row['model_type']!r}), which is not modelled; "
+            f"supported: {', '.join(SUPPORTED)}; 'vramcalc models' lists them"
+        )
+    config: dict[str, Any] = {"model_type": row["model_type"], "architectures": [row["architecture"]]}
+    for field in (
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "vocab_size",
+        "max_position_embeddings",
+    ):
+        config[field] = int(row[field])
+    config["tie_word_embeddings"] = row["tie_word_embeddings"] == "true"
+    config["sliding_window"] = int(row["sliding_window"]) if row["sliding_window"] else None
+    return to_spec(config, row["hf_id"])
+
+
+# -- GPUs --------------------------------------------------------------------------------------------------------------
+
+
+@cache
+def _gpu_rows() -> dict[str, tables.Row]:
+    return {row["gpu_id"]: row for row in tables.read("gpus")}
+
+
+def gpu_names() -> list[str]:
+    """Ids of all GPUs in the table."""
+    return list(_gpu_rows())
+
+
+def gpu_row(name: str) -> tables.Row:
+    """A GPU's row by id.
+
+    Raises:
+        UnknownName: no GPU has that id.
+        InvalidValue: no id at all.
+    """
+    if not isinstance(name, str) or not name:
+        raise InvalidValue("gpu", name, "a GPU's id such as 'rtx-4090'", "'vramcalc gpus' lists them")
+    row = _gpu_rows().get(name.lower())
+    if row is None:
+        raise UnknownName("GPU", name, _gpu_rows(), "'vramcalc gpus' lists them.")
+    return row
+
+
+def gpu(name: str | Gpu) -> Gpu:
+    """A GPU by id, such as ``rtx-4090`` or ``h100-sxm``; a spec is itself.
+
+    Raises:
+        UnknownName: no GPU has that id.
+        InvalidValue: no id at all.
+        Unsupported: the device is not NVIDIA's, or its capacity is not known.
+    """
+    if isinstance(name, Gpu):
+        return name
+    row = gpu_row(name)
+    if row["vendor"] != "NVIDIA":
+        raise Unsupported(
+            f"{row['gpu_id']} is {row['vendor']}'s; only NVIDIA's CUDA allocator and kernels are modelled; "
+            "'vramcalc gpus' lists them"
+        )
+    capacity = _capacity_bytes(row)
+    if capacity is None:
+        raise Unsupported(
+            f"the capacity of {row['gpu_id']} as NVML or torch report it is not known "
+            f"({row['memory_gb']} GB on the box); give it: --gpu-memory 15GiB, or Gpu(total_bytes=...)"
+        )
+    total, basis = capacity
+    return Gpu(
+        gpu_id=row["gpu_id"],
+        name=row["name"],
+        architecture=row["architecture"],
+        compute_capability=row["compute_capability"],
+        total_bytes=total,
+        total_basis=basis,
+    )
+
+
+def _capacity_bytes(row: tables.Row) -> tuple[int, str] | None:
+    if row["torch_total_mib"]:
+        return int(row["torch_total_mib"]) * MIB, "as torch reports it"
+    if row["nvml_total_mib"]:
+        return int(int(row["nvml_total_mib"]) * MIB * _TORCH_SHARE), "1.8 % below NVML's total, torch's is not known"
+    return None

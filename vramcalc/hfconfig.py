@@ -1,0 +1,223 @@
+"""``config.json`` as transformers 5.23 reads it -> :class:`ModelSpec`.
+
+Defaults are those of the configuration classes; a value that changes memory and is not modelled is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import reprlib
+from collections import Counter
+from pathlib import Path
+from typing import Any, get_args
+
+from vramcalc.errors import BadConfig, InvalidValue, Unsupported
+from vramcalc.specs import ModelSpec, ModelType
+
+_MAX_FILE_BYTES = 4 << 20
+_REQUIRED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+_DEFAULT_POSITIONS = {"llama": 2048, "mistral": 131072, "qwen2": 32768, "qwen3": 32768}
+_DEFAULT_KEY_VALUE_HEADS = {"mistral": 8, "qwen2": 32, "qwen3": 32}
+_DEFAULT_HEAD_DIM = {"qwen3": 128}
+_DEFAULT_WINDOW = 4096
+_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+_REMEDY = "correct the file or fetch it again"
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = 80
+
+
+def read_config(path: Path) -> ModelSpec:
+    """The model described by a ``config.json``, or by the one in a folder.
+
+    Raises:
+        BadConfig: no such file, not JSON, or not the configuration of a model.
+        Unsupported: an architecture or a setting that is not modelled.
+    """
+    return to_spec(load(path / "config.json" if path.is_dir() else path), str(path))
+
+
+def load(file: Path, where: str = "") -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Args:
+        file: of a few KiB, UTF-8.
+        where: what to call it, by default its path.
+
+    Raises:
+        BadConfig: no such file, too large, not text, or no JSON object.
+    """
+    where = where or str(file)
+    expected = "expected a config.json, or a folder that holds one; check the path"
+    # A pipe or a device could be read forever.
+    if not os.path.isfile(file):
+        raise BadConfig(f"{where} {'is no regular file' if os.path.exists(file) else 'does not exist'}: {expected}")
+    try:
+        with file.open("rb") as stream:
+            content = stream.read(_MAX_FILE_BYTES + 1)
+        text = content.decode("utf-8")
+    except OSError as err:
+        raise BadConfig(f"{where} cannot be read ({err.strerror}): {expected}") from err
+    except UnicodeDecodeError as err:
+        raise BadConfig(f"{where} is not UTF-8 text: expected a JSON object in UTF-8; {_REMEDY}") from err
+    if len(content) > _MAX_FILE_BYTES:
+        raise BadConfig(f"{where} has more than {_MAX_FILE_BYTES:,} bytes: expected a few KiB of JSON; {_REMEDY}")
+    return parse(text, where)
+
+
+def parse(text: str, where: str) -> dict[str, Any]:
+    """JSON text as a mapping.
+
+    Raises:
+        BadConfig: the text is not a JSON object, or names a key twice.
+    """
+    try:
+        config = json.loads(text, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as err:
+        raise BadConfig(f"{where} is not valid JSON ({err}): expected one JSON object; {_REMEDY}") from err
+    if not isinstance(config, dict):
+        raise BadConfig(f"{where} holds a {type(config).__name__}: expected one JSON object; {_REMEDY}")
+    return config
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        key, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise ValueError(f"the key {_shown(key)} comes twice")
+    return found
+
+
+def to_spec(config: dict[str, Any], name: str) -> ModelSpec:
+    """The model a configuration describes.
+
+    Args:
+        config: contents of a ``config.json``.
+        name: what to call the model.
+
+    Raises:
+        BadConfig: keys are missing, or values are of the wrong type or out of range.
+        Unsupported: an architecture or a setting that is not modelled.
+    """
+    model_type = _model_type(config, name)
+    _refuse_unmodelled(config, name)
+    missing = [key for key in _REQUIRED if config.get(key) is None]
+    if missing:
+        raise BadConfig(f"{name}: the configuration lacks {', '.join(missing)}: expected whole numbers; {_REMEDY}")
+    for key in ModelSpec.model_fields.keys() & config.keys():
+        if isinstance(config[key], (dict, list)):
+            raise _bad(name, key, config[key], "a single value")
+    try:
+        return ModelSpec(
+            name=name,
+            model_type=model_type,
+            **{key: config[key] for key in _REQUIRED},
+            num_key_value_heads=_or(
+                config.get("num_key_value_heads", _DEFAULT_KEY_VALUE_HEADS.get(model_type)),
+                config["num_attention_heads"],
+            ),
+            head_dim=_head_dim(config, model_type, name),
+            max_position_embeddings=_or(config.get("max_position_embeddings"), _DEFAULT_POSITIONS[model_type]),
+            tie_word_embeddings=_or(config.get("tie_word_embeddings"), False),
+            attention_bias=_or(config.get("attention_bias"), False) if model_type in ("llama", "qwen3") else False,
+            mlp_bias=_or(config.get("mlp_bias"), False) if model_type == "llama" else False,
+            sliding_window=_sliding_window(config, model_type, name),
+        )
+    except InvalidValue as err:
+        raise BadConfig(f"{name}: {err}; {_REMEDY}") from err
+
+
+def _or(value: Any, default: Any) -> Any:
+    return default if value is None else value
+
+
+def _shown(value: object) -> str:
+    """A value short enough for one line, whatever it is."""
+    return _SHORT.repr(value)
+
+
+def _bad(name: str, key: str, value: object, expected: str) -> BadConfig:
+    return BadConfig(f"{name}: {key} = {_shown(value)}: expected {expected}; {_REMEDY}")
+
+
+def _model_type(config: dict[str, Any], name: str) -> ModelType:
+    model_type = config.get("model_type")
+    supported = ", ".join(get_args(ModelType))
+    if model_type is None:
+        raise BadConfig(f"{name}: the configuration lacks model_type: expected one of {supported}; {_REMEDY}")
+    if model_type not in get_args(ModelType):
+        code = "; its own code is never executed" if config.get("auto_map") else ""
+        raise Unsupported(f"{name}: model_type {_shown(model_type)} is not modelled{code}; supported: {supported}")
+    architectures = config.get("architectures") or []
+    if not isinstance(architectures, list) or not all(isinstance(a, str) for a in architectures):
+        raise _bad(name, "architectures", architectures, "a list of names")
+    if architectures and not any(a.endswith("ForCausalLM") for a in architectures):
+        raise Unsupported(
+            f"{name}: {_shown(architectures[0])} is not modelled; supported: causal language models of {supported}"
+        )
+    return model_type  # type: ignore[no-any-return]
+
+
+def _refuse_unmodelled(config: dict[str, Any], name: str) -> None:
+    """Settings that change memory and that no family models."""
+    activation = _or(config.get("hidden_act"), "silu")
+    if activation != "silu":
+        raise Unsupported(f"{name}: hidden_act {_shown(activation)} is not modelled; supported: 'silu'")
+    dropout = _or(config.get("attention_dropout"), 0)
+    if dropout != 0:
+        raise Unsupported(f"{name}: attention_dropout {_shown(dropout)} is not modelled; supported: 0")
+    quantization = config.get("quantization_config")
+    if quantization is not None:
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
+        raise Unsupported(f"{name}: weights stored by {_shown(method)} are not modelled; name the unquantised model")
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(rope, dict):
+        raise _bad(name, "rope_scaling", rope, "an object or null")
+    rope_type = rope.get("rope_type", rope.get("type", "default"))
+    if rope_type not in _ROPE_TYPES:
+        raise Unsupported(f"{name}: rope type {_shown(rope_type)} is not modelled; supported: {', '.join(_ROPE_TYPES)}")
+
+
+def _head_dim(config: dict[str, Any], model_type: str, name: str) -> Any:
+    """The width of a head: given, the family's own, or the hidden size over the heads.
+
+    Raises:
+        BadConfig: heads that do not divide the hidden size where they must.
+    """
+    given = _or(config.get("head_dim"), _DEFAULT_HEAD_DIM.get(model_type))
+    if given is not None and model_type != "llama":
+        return given
+    hidden, heads = config["hidden_size"], config["num_attention_heads"]
+    for key, value in (("hidden_size", hidden), ("num_attention_heads", heads)):
+        if type(value) is not int or value < 1:
+            raise _bad(name, key, value, "a whole number of at least 1")
+    if hidden % heads:
+        raise _bad(name, "num_attention_heads", heads, f"a divisor of hidden_size ({_shown(hidden)})")
+    return hidden // heads if given is None else given
+
+
+def _sliding_window(config: dict[str, Any], model_type: str, name: str) -> Any:
+    """The window of every layer, None for full attention.
+
+    Raises:
+        Unsupported: some layers have a window and some do not.
+    """
+    kinds = config.get("layer_types")
+    if kinds is not None and (not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds)):
+        raise Unsupported(
+            f"{name}: layer_types {_shown(kinds)} is not modelled; supported: 'full_attention' throughout"
+        )
+    if model_type == "mistral":
+        return config.get("sliding_window", _DEFAULT_WINDOW)
+    window = config.get("sliding_window", _DEFAULT_WINDOW) if config.get("use_sliding_window") else None
+    if model_type == "llama" or kinds is not None or window is None:
+        return None
+    first = config.get("max_window_layers", 28)
+    if type(first) is not int:
+        raise _bad(name, "max_window_layers", first, "a whole number")
+    if first <= 0:
+        return window
+    layers = config["num_hidden_layers"]
+    if type(layers) is int and first >= layers:
+        return None
+    raise Unsupported(f"{name}: a sliding window from layer {first} on is not modelled; supported: all layers or none")

@@ -1,0 +1,329 @@
+"""What is trained, how, by which software and on which GPU: frozen inputs that reject what they do not know.
+
+Field names are those of Hugging Face's own classes: ``config.json``, ``LoraConfig``, ``BitsAndBytesConfig``,
+``TrainingArguments``. ``Stack`` is the recipe that a word such as "bf16" hides; ``vramcalc.presets`` fills it in for
+the common trainers.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from vramcalc.errors import InvalidValue, UnknownName
+
+DtypeName = Literal["float32", "bfloat16", "float16"]
+Checkpointing = Literal["none", "reentrant", "non_reentrant"]
+AttnImplementation = Literal["sdpa", "eager"]
+SdpaKernel = Literal["auto", "flash", "efficient", "math"]
+LossKind = Literal["full", "chunked", "fused_linear"]
+ModelType = Literal["llama", "mistral", "qwen2", "qwen3"]
+OptimizerName = Literal[
+    "adamw_torch_fused",
+    "adamw_torch",
+    "adamw_torch_loop",
+    "adamw_torch_8bit",
+    "adamw_torch_4bit",
+    "adamw_bnb_32bit",
+    "adamw_bnb_8bit",
+    "paged_adamw_32bit",
+    "paged_adamw_8bit",
+    "lion_32bit",
+    "lion_8bit",
+    "paged_lion_32bit",
+    "paged_lion_8bit",
+    "sgd",
+    "sgd_momentum",
+    "adafactor",
+]
+
+_DTYPE_ALIASES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "half": "float16", "float": "float32"}
+_OPTIM_ALIASES = {"adamw_8bit": "adamw_bnb_8bit", "paged_adamw": "paged_adamw_32bit", "lion": "lion_32bit"}
+_CHECKPOINTING_ALIASES = {"non-reentrant": "non_reentrant", "off": "none"}
+
+
+def _alias(names: dict[str, str]) -> BeforeValidator:
+    return BeforeValidator(lambda v: names.get(v, v) if isinstance(v, str) else v)
+
+
+Dtype = Annotated[DtypeName, _alias(_DTYPE_ALIASES)]
+
+
+def _checked(*releases: str) -> BeforeValidator:
+    """A version string, cut to its minor release, that must be one whose behaviour has been checked."""
+
+    def check(value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        minor = ".".join(value.split(".")[:2])
+        if minor not in releases:
+            raise ValueError(f"{' or '.join(releases)}: the memory of no other release has been checked against traces")
+        return minor
+
+    return BeforeValidator(check)
+
+
+def _index(value: object) -> object:
+    """Numpy's whole numbers are whole numbers; booleans are not."""
+    if isinstance(value, int):
+        return value
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return value
+
+
+PositiveCount = Annotated[int, Field(ge=1, le=1 << 20), BeforeValidator(_index)]
+"""A count of things; a million is beyond every real setting."""
+
+
+def _expected(error: dict[str, Any]) -> str:
+    """A pydantic error as the sentence after "expected"."""
+    ctx = error.get("ctx", {})
+    match error["type"]:
+        case "int_type" | "int_from_float" | "int_parsing":
+            return "a whole number"
+        case "float_type" | "finite_number" | "float_parsing":
+            return "a finite number"
+        case "bool_type":
+            return "True or False"
+        case "string_type":
+            return "a string"
+        case "greater_than_equal":
+            return f"at least {ctx['ge']:,}"
+        case "greater_than":
+            return f"more than {ctx['gt']:,}"
+        case "less_than_equal":
+            return f"at most {ctx['le']:,}"
+        case "less_than":
+            return f"less than {ctx['lt']:,}"
+        case "literal_error":
+            return f"one of {ctx['expected']}"
+        case "value_error":
+            return str(ctx["error"])
+        case "string_pattern_mismatch":
+            return f"text like {ctx['pattern']}"
+        case "missing":
+            return "a value, and none was given"
+        case _:
+            return str(error["msg"]).lower()
+
+
+class Spec(BaseModel):
+    """Base of all inputs: frozen, strict, unknown fields are errors.
+
+    Raises:
+        UnknownName: a field that the class does not have; near names are offered.
+        InvalidValue: a value of the wrong type or out of range. Booleans and numeric strings are not numbers.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    def __init__(self, **data: Any) -> None:
+        try:
+            super().__init__(**data)
+        except ValidationError as err:
+            raise self._translated(err) from None
+
+    @classmethod
+    def _translated(cls, err: ValidationError) -> Exception:
+        first = err.errors()[0]
+        name = str(first["loc"][0]) if first["loc"] else cls.__name__
+        if first["type"] == "extra_forbidden":
+            return UnknownName(f"{cls.__name__} field", name, cls.model_fields)
+        value = first["input"] if first["type"] != "missing" else None
+        field = cls.model_fields.get(name)
+        remedy = "" if field is None or field.is_required() else "or leave it out"
+        return InvalidValue(name, value, _expected(dict(first)), remedy)
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some fields changed, validated again."""
+        return type(self)(**{**{n: getattr(self, n) for n in type(self).model_fields}, **changes})
+
+
+class ModelSpec(Spec):
+    """The numbers of a ``config.json`` that decide memory; field names as transformers spells them."""
+
+    name: str
+    """Hugging Face id, or where the configuration was read from."""
+    model_type: ModelType
+    hidden_size: PositiveCount
+    intermediate_size: PositiveCount
+    num_hidden_layers: Annotated[int, Field(ge=1, le=1_000)]
+    num_attention_heads: Annotated[int, Field(ge=1, le=65_536)]
+    num_key_value_heads: Annotated[int, Field(ge=1, le=65_536)]
+    head_dim: Annotated[int, Field(ge=2, le=4_096)]
+    vocab_size: Annotated[int, Field(ge=2, le=1 << 24)]
+    max_position_embeddings: Annotated[int, Field(ge=1, le=1 << 30)]
+    tie_word_embeddings: bool = False
+    attention_bias: bool = False
+    """Bias on q, k, v and o (llama, qwen3); Qwen2's bias on q, k and v alone is part of its family."""
+    mlp_bias: bool = False
+    sliding_window: Annotated[int, Field(ge=1)] | None = None
+    """Window of every layer, None for full attention."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_key_value_heads ({self.num_key_value_heads}) to divide num_attention_heads "
+                f"({self.num_attention_heads})"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"an even head_dim for rotary embeddings, not {self.head_dim}")
+        return self
+
+    @property
+    def params_total(self) -> int:
+        """Parameters as transformers builds them, tied weights once."""
+        h, i, d = self.hidden_size, self.intermediate_size, self.head_dim
+        q, kv = self.num_attention_heads * d, self.num_key_value_heads * d
+        attention = h * (q + 2 * kv) + q * h
+        if self.model_type == "qwen2":
+            attention += q + 2 * kv
+        elif self.attention_bias:
+            attention += q + 2 * kv + h
+        if self.model_type == "qwen3":
+            attention += 2 * d
+        mlp = 3 * h * i + ((2 * i + h) if self.mlp_bias else 0)
+        embeddings = self.vocab_size * h * (1 if self.tie_word_embeddings else 2)
+        return self.num_hidden_layers * (attention + mlp + 2 * h) + embeddings + h
+
+
+def _names(value: object) -> object:
+    return frozenset(value) if isinstance(value, (list, tuple, set)) else value
+
+
+def _pattern(value: str) -> str:
+    try:
+        re.compile(value)
+    except re.error as err:
+        raise ValueError(f"a regular expression ({err})") from None
+    return value
+
+
+Pattern = Annotated[str, AfterValidator(_pattern)]
+ModuleNames = Annotated[frozenset[str], BeforeValidator(_names)]
+
+
+class FullFineTuning(Spec):
+    """Every parameter trains."""
+
+    kind: Literal["full"] = "full"
+
+
+class LoRA(Spec):
+    """Low-rank adapters beside frozen layers; fields as in PEFT's ``LoraConfig``."""
+
+    kind: Literal["lora"] = "lora"
+    rank: PositiveCount = 16
+    """Inner width of every adapter pair (``r`` in PEFT)."""
+    lora_alpha: Annotated[float, Field(gt=0)] = 32.0
+    """Scale of the update; it does not change memory."""
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    target_modules: Pattern | ModuleNames = "all-linear"
+    """Suffixes of module names, a regular expression on the whole name when a string, or ``all-linear``."""
+    modules_to_save: Annotated[frozenset[Pattern], BeforeValidator(_names)] = frozenset()
+    """Modules copied and trained in full."""
+
+
+class QLoRA(LoRA):
+    """LoRA over linear layers stored by bitsandbytes in four bits; fields as in ``BitsAndBytesConfig``."""
+
+    kind: Literal["qlora"] = "qlora"  # type: ignore[assignment]
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
+    bnb_4bit_use_double_quant: bool = True
+    bnb_4bit_compute_dtype: Dtype = "bfloat16"
+
+
+Method = FullFineTuning | LoRA | QLoRA
+
+
+class TrainingSpec(Spec):
+    """What a user decides per run; names as in ``TrainingArguments`` where it has them."""
+
+    micro_batch_size: PositiveCount = 1
+    """Sequences per forward pass (``per_device_train_batch_size``)."""
+    seq_len: Annotated[int, Field(ge=1, le=1 << 24), BeforeValidator(_index)] = 2048
+    """Tokens per sequence, padding included."""
+    gradient_accumulation_steps: PositiveCount = 1
+    gradient_checkpointing: Annotated[Checkpointing, _alias(_CHECKPOINTING_ALIASES)] = "none"
+    optim: Annotated[OptimizerName, _alias(_OPTIM_ALIASES)] = "adamw_torch_fused"
+    max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
+    """Gradient clipping; 0 switches it off."""
+    padded: bool = False
+    """The batch holds padding, so attention needs a mask."""
+
+
+class Stack(Spec):
+    """The recipe: what the software does that its user does not say."""
+
+    name: str = "custom"
+    """Preset this recipe came from."""
+    torch: Annotated[str, _checked("2.13")] = "2.13"
+    transformers: Annotated[str, _checked("5.23")] = "5.23"
+    peft: Annotated[str, _checked("0.21")] = "0.21"
+    bitsandbytes: Annotated[str, _checked("0.50")] = "0.50"
+    dtype: Dtype = "bfloat16"
+    """Dtype the weights are loaded in."""
+    autocast: Annotated[Literal["bfloat16", "float16"], _alias(_DTYPE_ALIASES)] | None = None
+    """``torch.autocast`` around the forward pass; float16 brings loss scaling with it."""
+    adapter_dtype: Annotated[DtypeName | Literal["weights"], _alias(_DTYPE_ALIASES)] = "float32"
+    """Dtype of adapters. ``float32``: PEFT raises 16-bit ones, its default; ``weights``: that of their layers; a 16-bit
+    name: the trainer casts everything that trains, as TRL does for QLoRA."""
+    prepare_model_for_kbit_training: bool = True
+    """PEFT's preparation of a quantised model: everything left in 16 bits becomes float32."""
+    attn_implementation: AttnImplementation = "sdpa"
+    sdpa_kernel: SdpaKernel = "auto"
+    """Kernel behind ``scaled_dot_product_attention``; ``auto`` chooses as torch does on the GPU at hand."""
+    loss: LossKind = "full"
+    """``full`` logits; ``chunked``: TRL's tiled log-probabilities; ``fused_linear``: Liger's fused linear loss."""
+    use_cache: bool = False
+    """The model fills a KV cache while training (raw loops that leave ``config.use_cache`` on)."""
+    keeps_outputs: bool = False
+    """The loop holds on to ``outputs`` (logits, cache) until the next forward pass has finished."""
+    outputs_to_float32: bool = True
+    """accelerate's conversion of model outputs under autocast."""
+    zero_grad: Literal["start", "end"] = "end"
+    """Gradients are dropped before the forward pass or after the optimizer step."""
+    bnb_embeddings_32bit: bool = True
+    """Trainer's rule that ``nn.Embedding`` keeps 32-bit state under bitsandbytes' 8-bit optimizers."""
+    decay_groups: bool = True
+    """Trainer's two parameter groups, with and without weight decay; raw loops pass one."""
+    expandable_segments: bool = False
+    """``PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True``."""
+    empty_cache_steps: PositiveCount | None = None
+    """``torch.cuda.empty_cache()`` after every so many steps, None for never."""
+
+
+class Gpu(Spec):
+    """One device: its memory, and what its generation changes."""
+
+    gpu_id: str
+    name: str
+    architecture: str | None
+    """``Ampere``, ``Hopper``...; decides the size of the CUDA context."""
+    compute_capability: Annotated[str, Field(pattern=r"^\d{1,2}\.\d$")]
+    """``"8.0"``."""
+    total_bytes: Annotated[int, Field(ge=1)]
+    """Capacity, as ``torch.cuda.mem_get_info`` reports it. [B]"""
+    total_basis: str
+    """Where the capacity comes from."""
+    free_bytes: Annotated[int, Field(ge=0)] | None = None
+    """Bytes free now, for a detected device. [B]"""
+    uuid: str | None = None
+    """Of a detected device."""
+
+    @property
+    def capability(self) -> tuple[int, int]:
+        """Compute capability as a pair."""
+        major, _, minor = self.compute_capability.partition(".")
+        return int(major), int(minor or 0)
+
+    @property
+    def usable_bytes(self) -> int:
+        """What a job can have: what is free when that is known, else the capacity. [B]"""
+        return self.total_bytes if self.free_bytes is None else self.free_bytes
