@@ -1,0 +1,12 @@
+"""Model families, one file per architecture, by ``model_type``."""
+
+from __future__ import annotations
+
+from vramcalc.families import llama, mistral, qwen2, qwen3
+
+FAMILIES: dict[str, type[llama.CausalLM]] = {
+    "llama": llama.CausalLM,
+    "mistral": mistral.CausalLM,
+    "qwen2": qwen2.CausalLM,
+    "qwen3": qwen3.CausalLM,
+}

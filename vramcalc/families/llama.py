@@ -1,0 +1,269 @@
+"""Llama 2, 3, 3.1, 3.2 and whatever else is built on ``LlamaForCausalLM``; also the frame its relatives share.
+
+Reads beside transformers' modeling_llama.py: the same modules, the same names, the same order, and local variables
+that live as long as theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from vramcalc.shadow import attention, ops
+from vramcalc.shadow.autograd import Engine, Leaf
+from vramcalc.shadow.dims import Size
+from vramcalc.shadow.masks import causal_mask
+from vramcalc.shadow.modules import Factory, Module, TiedHead
+from vramcalc.shadow.tape import Storage, Tensor
+from vramcalc.specs import ModelSpec, Stack
+
+
+class Cache:
+    """``DynamicCache``: keys and values of every layer, by concatenation, which copies."""
+
+    def __init__(self) -> None:
+        self.layers: list[tuple[Tensor, Tensor] | None] = []
+
+    def update(self, e: Engine, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Keep a copy of the states, both in the keys' dtype, and return it."""
+        k, v = ops.cat_copy(e, k), ops.cat_copy(e, ops.to(e, v, k.dtype))
+        self.layers.append((k, v))
+        return k, v
+
+
+@dataclass
+class Shared:
+    """What every decoder layer of one forward pass is given."""
+
+    cos: Tensor
+    sin: Tensor
+    mask: Tensor | None
+    position_ids: Tensor
+    cache: Cache | None
+
+
+@dataclass(frozen=True)
+class Context:
+    """What decides how a model runs besides its own shape."""
+
+    stack: Stack
+    compute_capability: tuple[int, int]
+    checkpointing: str
+    padded: bool
+    require_input_grads: bool
+    """The embedding's output is made to require a gradient, for checkpointing over frozen embeddings."""
+
+
+class Attention(Module):
+    """``LlamaAttention``."""
+
+    def __init__(self, make: Factory, name: str, spec: ModelSpec, context: Context) -> None:
+        super().__init__(make.engine, name)
+        h, d = spec.hidden_size, spec.head_dim
+        self.spec, self.context = spec, context
+        q, kv = spec.num_attention_heads * d, spec.num_key_value_heads * d
+        qkv_bias, o_bias = self.biases(spec)
+        self.q_proj = make.linear(f"{name}.q_proj", h, q, bias=qkv_bias)
+        self.k_proj = make.linear(f"{name}.k_proj", h, kv, bias=qkv_bias)
+        self.v_proj = make.linear(f"{name}.v_proj", h, kv, bias=qkv_bias)
+        self.o_proj = make.linear(f"{name}.o_proj", q, h, bias=o_bias)
+
+    def biases(self, spec: ModelSpec) -> tuple[bool, bool]:
+        """Whether q, k and v have a bias, and whether o has."""
+        return spec.attention_bias, spec.attention_bias
+
+    def query(self, x: Tensor) -> Tensor:
+        """Queries by head."""
+        return self.split(self.q_proj(x), self.spec.num_attention_heads)
+
+    def key(self, x: Tensor) -> Tensor:
+        """Keys by head."""
+        return self.split(self.k_proj(x), self.spec.num_key_value_heads)
+
+    def split(self, x: Tensor, heads: int, *, head_major_grad: bool = True) -> Tensor:
+        """``view(...).transpose(1, 2)``; rotary positions send a gradient back head by head."""
+        return ops.split_heads(self.engine, x, heads, self.spec.head_dim, head_major_grad=head_major_grad)
+
+    def attend(self, x: Tensor, shared: Shared) -> tuple[Tensor, Tensor | None]:
+        """``forward``: the result and, from eager code, the attention weights."""
+        e, spec, stack = self.engine, self.spec, self.context.stack
+        grouped = spec.num_attention_heads != spec.num_key_value_heads
+        q, k = self.query(x), self.key(x)
+        v = self.v_proj(x)
+        kernel = attention.choose(
+            stack.attn_implementation,
+            stack.sdpa_kernel,
+            dtype=e.autocast or v.dtype,
+            masked=shared.mask is not None,
+            grouped=grouped,
+            head_dim=spec.head_dim,
+            compute_capability=self.context.compute_capability,
+        )
+        by_head = (
+            kernel in ("eager", "math")
+            or shared.cache is not None
+            or (grouped and shared.mask is not None)
+            or (kernel == "flash" and spec.head_dim % 8 > 0)
+        )
+        v = self.split(v, spec.num_key_value_heads, head_major_grad=by_head)
+        q, k = ops.rotary(e, q, shared.cos, shared.sin), ops.rotary(e, k, shared.cos, shared.sin)
+        if shared.cache is not None:
+            k, v = shared.cache.update(e, k, v)
+        out, weights = attention.attend(e, kernel, q, k, v, shared.mask, self.context.compute_capability)
+        out = ops.merge_heads(e, out)
+        return self.o_proj(out), weights
+
+
+class MLP(Module):
+    """``LlamaMLP``."""
+
+    def __init__(self, make: Factory, name: str, spec: ModelSpec) -> None:
+        super().__init__(make.engine, name)
+        h, i, bias = spec.hidden_size, spec.intermediate_size, spec.mlp_bias
+        self.gate_proj = make.linear(f"{name}.gate_proj", h, i, bias=bias)
+        self.up_proj = make.linear(f"{name}.up_proj", h, i, bias=bias)
+        self.down_proj = make.linear(f"{name}.down_proj", i, h, bias=bias)
+
+    def forward(self, *args: Tensor) -> Tensor:
+        """Gated feed-forward."""
+        e, x = self.engine, args[0]
+        return self.down_proj(ops.mul(e, ops.silu(e, self.gate_proj(x)), self.up_proj(x)))
+
+
+class DecoderLayer(Module):
+    """``LlamaDecoderLayer``."""
+
+    attention_class = Attention
+
+    def __init__(self, make: Factory, name: str, spec: ModelSpec, context: Context) -> None:
+        super().__init__(make.engine, name)
+        self.self_attn = self.attention_class(make, f"{name}.self_attn", spec, context)
+        self.mlp = MLP(make, f"{name}.mlp", spec)
+        self.input_layernorm = make.norm(f"{name}.input_layernorm", spec.hidden_size)
+        self.post_attention_layernorm = make.norm(f"{name}.post_attention_layernorm", spec.hidden_size)
+
+    def run(self, hidden_states: Tensor, shared: Shared) -> Tensor:
+        """``forward``."""
+        e = self.engine
+        tape = e.tape
+        outer, tape.module = tape.module, self.name
+        residual = hidden_states
+        hidden_states = self.input_layernorm(hidden_states)
+        tape.module = self.self_attn.name
+        hidden_states, weights = self.self_attn.attend(hidden_states, shared)
+        tape.module = self.name
+        hidden_states = ops.add(e, residual, hidden_states)
+        residual = hidden_states
+        hidden_states = self.post_attention_layernorm(hidden_states)
+        hidden_states = self.mlp(hidden_states)
+        hidden_states = ops.add(e, residual, hidden_states)
+        tape.module = outer
+        del weights
+        return hidden_states
+
+
+class CausalLM(Module):
+    """``LlamaForCausalLM`` without its loss, which belongs to the recipe.
+
+    Args:
+        make: makes the leaves.
+        spec: the model.
+        n_layers: decoder layers to build.
+        context: how it runs.
+    """
+
+    layer_class = DecoderLayer
+
+    def __init__(self, make: Factory, spec: ModelSpec, n_layers: int, context: Context) -> None:
+        super().__init__(make.engine, "")
+        tape = make.engine.tape
+        self.spec, self.context = spec, context
+        embeddings = make.embedding("model.embed_tokens", spec.vocab_size, spec.hidden_size)
+        self.embed_tokens: Module = embeddings
+        self.layers = []
+        for i in range(n_layers):
+            tape.at(i)
+            self.layers.append(self.layer_class(make, f"model.layers.{i}", spec, context))
+        tape.at(None)
+        self.norm = make.norm("model.norm", spec.hidden_size)
+        tape.module = "model.rotary_emb"
+        self.inv_freq = [
+            Storage(tape, (spec.head_dim // 2,), "float32", what, "parameter")
+            for what in ("inv_freq", "original_inv_freq")
+        ]
+        tape.module = ""
+        self.lm_head: Module = (
+            TiedHead(make.engine, "lm_head", embeddings)
+            if spec.tie_word_embeddings
+            else make.head("lm_head", spec.hidden_size, spec.vocab_size)
+        )
+
+    def hidden_states(self, ids: Tensor, cache: Cache | None) -> Tensor:
+        """``LlamaModel.forward``: token ids to the normalised last hidden state."""
+        e, context, spec = self.engine, self.context, self.spec
+        tape = e.tape
+        batch, seq = ids.shape
+        inputs_embeds = self.embed_tokens(ids)
+        if context.require_input_grads:
+            _require_grad(inputs_embeds)
+        tape.module = "model"
+        position_ids = _position_ids(e, seq)
+        mask = causal_mask(
+            e,
+            batch,
+            seq,
+            eager=context.stack.attn_implementation == "eager",
+            padded=context.padded,
+            sliding_window=spec.sliding_window,
+            dtype=inputs_embeds.dtype,
+        )
+        hidden_states = inputs_embeds
+        cos, sin = _rotary_embedding(e, seq, spec.head_dim, hidden_states.dtype)
+        shared = Shared(cos, sin, mask, position_ids, cache)
+        del cos, sin, mask, position_ids
+        for i, layer in enumerate(self.layers):
+            tape.at(i)
+            hidden_states = e.checkpoint(context.checkpointing, _bind(layer, shared), hidden_states)
+        tape.at(None)
+        hidden_states = self.norm(hidden_states)
+        tape.module = ""
+        return hidden_states
+
+
+def _bind(layer: DecoderLayer, shared: Shared) -> Callable[[Tensor], Tensor]:
+    return lambda x: layer.run(x, shared)
+
+
+def _require_grad(x: Tensor) -> None:
+    """``enable_input_require_grads``: the embedding's output becomes a leaf; the graph then holds it to the end."""
+    if x.node is None:
+        x.node = Leaf()
+        x.node.keep = x.storage
+
+
+def _position_ids(e: Engine, seq: Size) -> Tensor:
+    arange = e.new((seq,), "int64", "arange")
+    position_ids = e.new((1, seq), "int64", "position ids")
+    del arange
+    return position_ids
+
+
+def _rotary_embedding(e: Engine, seq: Size, head_dim: int, dtype: str) -> tuple[Tensor, Tensor]:
+    """``LlamaRotaryEmbedding.forward``, under no_grad and in float32."""
+    tape = e.tape
+    outer, tape.module = tape.module, "model.rotary_emb"
+    positions = e.new((1, seq, 1), "float32", "to")
+    freqs = e.new((1, seq, head_dim // 2), "float32", "freqs")
+    del positions
+    shape = (1, seq, head_dim)
+    emb = e.new(shape, "float32", "cat")
+    raw = e.new(shape, "float32", "cos")
+    cos = e.new(shape, "float32", "cos")
+    del raw
+    raw = e.new(shape, "float32", "sin")
+    sin = e.new(shape, "float32", "sin")
+    del raw
+    result = ops.to(e, cos, dtype), ops.to(e, sin, dtype)
+    del freqs, emb, cos, sin
+    tape.module = outer
+    return result

@@ -1,0 +1,33 @@
+"""QLoRA: linear layers inside the decoder stored by bitsandbytes in four bits, LoRA over them."""
+
+from __future__ import annotations
+
+from vramcalc.shadow.autograd import Engine
+from vramcalc.shadow.modules import Factory, Module
+from vramcalc.shadow.quant import Linear4bit
+from vramcalc.specs import QLoRA, Stack
+
+
+class Factory4bit(Factory):
+    """Leaves of a model loaded with ``BitsAndBytesConfig(load_in_4bit=True)``.
+
+    The head, the embedding and the norms keep the weights dtype, or are raised to float32 by
+    ``prepare_model_for_kbit_training``.
+    """
+
+    def __init__(self, engine: Engine, method: QLoRA, stack: Stack) -> None:
+        super().__init__(engine, "float32" if stack.prepare_model_for_kbit_training else stack.dtype)
+        self.method, self.loaded_dtype = method, stack.dtype
+
+    def linear(self, name: str, d_in: int, d_out: int, *, bias: bool = False) -> Module:
+        """A four-bit projection."""
+        return Linear4bit(
+            self.engine,
+            name,
+            d_in,
+            d_out,
+            dtype=self.loaded_dtype,
+            bias_dtype=self.dtype if bias else None,
+            compute_dtype=self.method.bnb_4bit_compute_dtype,
+            double_quant=self.method.bnb_4bit_use_double_quant,
+        )

@@ -1,0 +1,1 @@
+"""The double of a training step: tensors with sizes and lifetimes but no values."""

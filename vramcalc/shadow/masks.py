@@ -1,0 +1,73 @@
+"""Attention masks as transformers builds them: none at all when ``is_causal`` says everything."""
+
+from __future__ import annotations
+
+from vramcalc.shadow.autograd import Engine
+from vramcalc.shadow.dims import Size
+from vramcalc.shadow.tape import Tensor
+
+
+def causal_mask(
+    e: Engine, batch: Size, seq: Size, *, eager: bool, padded: bool, sliding_window: int | None, dtype: str
+) -> Tensor | None:
+    """``create_causal_mask`` and ``create_sliding_window_causal_mask``.
+
+    Args:
+        e: the engine.
+        batch: sequences.
+        seq: tokens per sequence.
+        eager: eager attention, which always gets a mask, in the model's dtype.
+        padded: the batch holds padding.
+        sliding_window: of every layer; a sequence that does not reach it needs no mask.
+        dtype: of the hidden states.
+
+    Returns:
+        None, or ``(batch, 1, seq, seq)``: boolean for SDPA, additive for eager attention.
+
+    References:
+        transformers masking_utils.py, ``_ignore_causal_mask_sdpa``, ``sdpa_mask``, ``eager_mask``.
+    """
+    attention_mask = e.new((batch, seq), "bool", "attention mask")
+    windowed = sliding_window is not None and seq >= sliding_window
+    if not eager and not padded and not windowed:
+        return None
+    mask = _boolean_mask(e, batch, seq, windows=sliding_window is not None)
+    if not eager:
+        return mask
+    zero = e.new((), dtype, "zeros")
+    lowest = e.new((), dtype, "scalar_tensor")
+    additive = e.new((batch, 1, seq, seq), dtype, "attention mask")
+    del attention_mask, mask, zero, lowest
+    return additive
+
+
+def _boolean_mask(e: Engine, batch: Size, seq: Size, *, windows: bool) -> Tensor:
+    square = (1, 1, seq, seq)
+    aranges = [e.new((batch,), "int64", "arange"), e.new((1,), "int64", "arange")]
+    for _ in ("queries", "keys"):
+        arange = e.new((seq,), "int64", "arange")
+        aranges.append(e.new((seq,), "int64", "add offset"))
+        del arange
+    true = e.new((), "bool", "new_ones")
+    causal = _windowed_causal(e, seq) if windows else e.new(square, "bool", "le")
+    allowed = e.new(square, "bool", "bitwise_and")
+    del causal, true
+    padding = e.new((batch, 1, 1, seq), "bool", "index")
+    mask = e.new((batch, 1, seq, seq), "bool", "attention mask")
+    del padding, allowed, aranges
+    return mask
+
+
+def _windowed_causal(e: Engine, seq: Size) -> Tensor:
+    """``sliding_window_overlay`` and the causal rule, joined."""
+    square = (1, 1, seq, seq)
+    true = e.new((), "bool", "new_ones")
+    start = e.new((1, 1, seq, 1), "int64", "sub")
+    inside = e.new(square, "bool", "gt")
+    del start
+    window = e.new(square, "bool", "bitwise_and")
+    del inside, true
+    causal = e.new(square, "bool", "le")
+    both = e.new(square, "bool", "bitwise_and")
+    del causal, window
+    return both

@@ -1,0 +1,262 @@
+"""A walk of a few decoder layers, read as the walk of any number of them.
+
+A tape is cut into segments at its marks. Where a pass goes over the decoder layers one after the other, the segments
+of the inner layers are alike, so three walked layers stand for any depth: the first, the last, and one that repeats.
+Every total is then linear in the repeats, and a full sequence of events can still be written out for the allocator.
+Layers that are not alike raise :class:`NotRepeatable`; the caller walks them all.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+
+from vramcalc.shadow.tape import Birth, Tape
+
+WALKED_LAYERS = (3, 4)
+"""Layers to walk, tried in this order. Four set the second layer apart too: where the first has no gradients, the
+second is where what all layers share is let go."""
+
+
+class NotRepeatable(Exception):
+    """The walked layers differ in a way that no repetition can express."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of events between two marks."""
+
+    phase: str
+    layer: int | None
+    start: int
+    stop: int
+
+    @property
+    def empty(self) -> bool:
+        """Nothing happens in it."""
+        return self.start == self.stop
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One occurrence of a segment at the full depth."""
+
+    segment: int
+    layer: int | None
+    """Decoder layer at full depth."""
+    group: int
+    """The pass over the layers it belongs to; segments outside layers are groups of their own."""
+
+
+class Program:
+    """Segments of a tape, and how they repeat at full depth.
+
+    Attributes:
+        births: of the tape.
+        events: of the tape, up to its end mark.
+        segments: in order.
+        instances: occurrences of segments at full depth, in order.
+    """
+
+    def __init__(self, tape: Tape, walked: int, n_layers: int) -> None:
+        self.births: Sequence[Birth] = tape.births
+        end, _, _ = tape.marks[-1]
+        self.events = tape.events[:end]
+        self.walked, self.n_layers = walked, n_layers
+        self.segments = _cut(tape)
+        self.instances = [i for i in self._instances() if not self.segments[i.segment].empty]
+        self._own, self._home, self._position = self._births_by_segment()
+        self._check_repeats()
+
+    # -- structure ---------------------------------------------------------------------------------------------------
+
+    def _instances(self) -> Iterator[Instance]:
+        for group, members in enumerate(_passes(self.segments)):
+            layers = {self.segments[index].layer: index for index in members}
+            if None in layers:
+                yield Instance(members[0], None, group)
+                continue
+            ascending = len(members) == 1 or self.segments[members[0]].layer == min(layers)  # type: ignore[type-var]
+            order = range(self.n_layers) if ascending else range(self.n_layers - 1, -1, -1)
+            for layer in order:
+                index = layers.get(self._stand_in(layer, layers.keys(), ascending))
+                if index is not None:
+                    yield Instance(index, layer, group)
+
+    def _stand_in(self, layer: int, present: Collection[int | None], ascending: bool) -> int:
+        """The walked layer that a layer at full depth repeats; the first and the last stand for themselves alone."""
+        last = self.walked - 1
+        if self.n_layers == self.walked or layer < last - 1:
+            return layer
+        if layer == self.n_layers - 1:
+            return last
+        if layer >= last and ascending and {last - 1, last} <= set(present):
+            return last
+        return last - 1
+
+    def _check_repeats(self) -> None:
+        """A segment that stands for several layers must not free what is made once."""
+        times = Counter(i.segment for i in self.instances)
+        for index, n in times.items():
+            s = self.segments[index]
+            for event in self.events[s.start : s.stop] if n > 1 else ():
+                if event < 0 and self.segments[self._home[~event]].layer is None:
+                    raise NotRepeatable(f"layer {s.layer} of {s.phase} frees what exists once")
+
+    # -- totals ------------------------------------------------------------------------------------------------------
+
+    def totals(self, sizes: Sequence[int]) -> list[tuple[int, int]]:
+        """Live bytes through time: for every instance the highest total inside it, and the total after it.
+
+        Args:
+            sizes: bytes of each birth, as the allocator counts them.
+        """
+        running = [0, *accumulate(sizes[event] if event >= 0 else -sizes[~event] for event in self.events)]
+        local = [
+            (max(running[s.start : s.stop + 1]) - running[s.start], running[s.stop] - running[s.start])
+            for s in self.segments
+        ]
+        found, current = [], 0
+        for instance in self.instances:
+            highest, change = local[instance.segment]
+            found.append((current + highest, current + change))
+            current += change
+        return found
+
+    def peak_event(self, sizes: Sequence[int], segment: int) -> int:
+        """Events of the tape up to and including the one at which a segment is highest."""
+        s = self.segments[segment]
+        current = best = 0
+        at = s.start
+        for index in range(s.start, s.stop):
+            event = self.events[index]
+            current += sizes[event] if event >= 0 else -sizes[~event]
+            if current > best:
+                best, at = current, index + 1
+        return at
+
+    # -- full depth --------------------------------------------------------------------------------------------------
+
+    def expand(self) -> Expansion:
+        """The sequence of events at full depth.
+
+        Raises:
+            NotRepeatable: a free that no repeated layer can be given.
+        """
+        expansion = Expansion([], [], [], [])
+        made: dict[tuple[int, int | None], tuple[int, int]] = {}
+        group_of = {i.segment: i.group for i in self.instances}
+        steps = {index: self._relative(index) for index in group_of}
+        for instance in self.instances:
+            index = instance.segment
+            own, (births, references) = self._own[index], steps[index]
+            expansion.starts.append(len(expansion.events))
+            bases = [len(expansion.births)]
+            made[instance.group, instance.layer] = bases[0], index
+            for born in births:
+                layer = self._born_in(self.segments[index], self.segments[born], instance.layer)
+                base, template = made[group_of[born], layer]
+                if template != born and not self._alike(self._own[template], self._own[born]):
+                    raise NotRepeatable(f"layers differ in {self.segments[born].phase}")
+                bases.append(base)
+            expansion.births.extend(own)
+            expansion.layers.extend([instance.layer] * len(own))
+            expansion.events.extend([bases[b] + place if place >= 0 else place - bases[b] for b, place in references])
+        return expansion
+
+    def _relative(self, index: int) -> tuple[list[int], list[tuple[int, int]]]:
+        """Events of a segment as places in the births of segments.
+
+        Returns:
+            The other segments whose births it frees, and for every event which of them it means (0: the segment
+            itself, n: the n-th other) and the place there, inverted for a death.
+        """
+        s = self.segments[index]
+        others: dict[int, int] = {index: 0}
+        references = []
+        for event in self.events[s.start : s.stop]:
+            birth = event if event >= 0 else ~event
+            which = others.setdefault(self._home[birth], len(others))
+            place = self._position[birth]
+            references.append((which, place if event >= 0 else ~place))
+        return list(others)[1:], references
+
+    def _births_by_segment(self) -> tuple[list[list[int]], list[int], list[int]]:
+        """Births of each segment; the segment of each birth, and its place there."""
+        home, position = [0] * len(self.births), [0] * len(self.births)
+        own: list[list[int]] = []
+        for index, s in enumerate(self.segments):
+            own.append([event for event in self.events[s.start : s.stop] if event >= 0])
+            for place, birth in enumerate(own[-1]):
+                home[birth], position[birth] = index, place
+        return own, home, position
+
+    def _born_in(self, freeing: Segment, born: Segment, layer: int | None) -> int | None:
+        """Layer at full depth of a birth that a segment, standing for ``layer``, frees."""
+        if born.layer is None or self.n_layers == self.walked:
+            return born.layer
+        if freeing.layer is None or layer is None:
+            if born.layer == 0:
+                return 0
+            if born.layer == self.walked - 1:
+                return self.n_layers - 1
+            raise NotRepeatable(f"{freeing.phase} frees what layer {born.layer} made")
+        if abs(born.layer - freeing.layer) > 1:
+            raise NotRepeatable(f"layer {freeing.layer} of {freeing.phase} frees what layer {born.layer} made")
+        return layer + born.layer - freeing.layer
+
+    def _alike(self, a: list[int], b: list[int]) -> bool:
+        """Whether two layers make the same tensors in the same order: a place in one is a place in the other."""
+        births = self.births
+        return len(a) == len(b) and all(
+            births[x].shape == births[y].shape and births[x].dtype == births[y].dtype for x, y in zip(a, b, strict=True)
+        )
+
+
+@dataclass(frozen=True)
+class Expansion:
+    """Events at full depth.
+
+    Attributes:
+        events: ``id`` for a birth, ``~id`` for a death.
+        births: by id, the index of the walked birth it repeats.
+        layers: by id, the decoder layer, None outside.
+        starts: index into ``events`` of every instance.
+    """
+
+    events: list[int]
+    births: list[int]
+    layers: list[int | None]
+    starts: list[int]
+
+
+def _cut(tape: Tape) -> list[Segment]:
+    """Segments of a tape, those without events included: they separate passes."""
+    end = tape.marks[-1][0]
+    marks = [m for m in tape.marks if m[0] <= end]
+    return [Segment(phase, layer, start, stop) for (start, phase, layer), (stop, _, _) in pairwise(marks)]
+
+
+def _passes(segments: Sequence[Segment]) -> Iterator[list[int]]:
+    """Indices of segments, grouped where one pass goes over the layers in one direction without repeating any."""
+    members: list[int] = []
+    direction = 0
+    for index, s in enumerate(segments):
+        if s.layer is None:
+            if members:
+                yield members
+            yield [index]
+            members, direction = [], 0
+            continue
+        if members:
+            step = s.layer - segments[members[-1]].layer  # type: ignore[operator]
+            if step * direction < 0 or step == 0 or s.phase != segments[members[-1]].phase:
+                yield members
+                members, direction = [], 0
+            else:
+                direction = step
+        members.append(index)
+    if members:
+        yield members

@@ -1,0 +1,223 @@
+"""Model, method, training and recipe: the shadow of training steps, on a tape."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vramcalc import methods
+from vramcalc.families import FAMILIES
+from vramcalc.families.llama import Cache, Context
+from vramcalc.job import Job
+from vramcalc.shadow import losses, ops, optim
+from vramcalc.shadow.autograd import Engine, Parameter
+from vramcalc.shadow.dims import Size, product
+from vramcalc.shadow.kernels import cublas_workspace_bytes
+from vramcalc.shadow.tape import ITEMSIZE, Storage, Tape, Tensor
+from vramcalc.specs import FullFineTuning, LoRA, Stack
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a walk takes instead of the job's own numbers; symbols make it serve a grid."""
+
+    batch: Size
+    seq: Size
+    rank: Size
+
+    @classmethod
+    def of(cls, job: Job) -> Sizes:
+        """The job's own."""
+        rank = job.method.rank if isinstance(job.method, LoRA) else 1
+        return cls(job.training.micro_batch_size, job.training.seq_len, rank)
+
+
+@dataclass
+class Outputs:
+    """What a model returns."""
+
+    loss: Tensor
+    logits: Tensor | None
+    cache: Cache | None
+    metrics: list[Tensor]
+    """Per token, of a loss without logits."""
+
+
+class Loop:
+    """A training loop over a shadow model, as ``profiling.job.Loop`` runs it over a real one.
+
+    Args:
+        job: what is trained.
+        sizes: batch, length and rank to walk with.
+        n_layers: decoder layers to build.
+    """
+
+    def __init__(self, job: Job, sizes: Sizes, n_layers: int) -> None:
+        self.job, self.sizes, self._walked = job, sizes, n_layers
+        self.tape = tape = Tape()
+        self.engine = e = Engine(tape)
+        stack, training = job.stack, job.training
+        trains_embeddings = isinstance(job.method, FullFineTuning)
+        context = Context(
+            stack,
+            job.compute_capability,
+            training.gradient_checkpointing,
+            training.padded,
+            not trains_embeddings and training.gradient_checkpointing != "none",
+        )
+        make = methods.factory(e, job.method, stack)
+        self.net = FAMILIES[job.model.model_type](make, job.model, n_layers, context)
+        methods.attach(self.net, job.method, stack, sizes.rank)
+        self.trainable = list(dict.fromkeys(p for p in self.net.parameters() if p.trainable))
+        self.optimizer = optim.build(training.optim, e, _groups(self.trainable, stack), self._wide())
+        self.scaler = optim.GradScaler(e) if stack.autocast == "float16" else None
+        self._workspaces: dict[str, Storage] = {}
+        self._kept: Outputs | None = None
+
+    def _wide(self) -> frozenset[str]:
+        """Names of the weights that keep 32-bit optimizer state: those of every ``nn.Embedding``, copies included."""
+        if not self.job.stack.bnb_embeddings_32bit:
+            return frozenset()
+        return frozenset(p.name for p in self.net.embed_tokens.parameters() if ".weight" in p.name)
+
+    @property
+    def trainable_params(self) -> int:
+        """Elements that train, at the model's full depth."""
+        return sum(int(product(p.tensor.shape)) * self._repeats(p) for p in self.trainable)
+
+    @property
+    def paged_bytes(self) -> int:
+        """Optimizer state in managed memory, at the model's full depth. [B]"""
+        return sum(int(product(shape)) * ITEMSIZE[dtype] * self._repeats(p) for p, shape, dtype in self.optimizer.paged)
+
+    def _repeats(self, p: Parameter) -> int:
+        """Layers at full depth for each walked one: the inner layers are alike, so the last stands for the rest."""
+        rest = self.job.model.num_hidden_layers - self._walked
+        return 1 + rest if p.layer == self._walked - 1 else 1
+
+    def steps(self, n: int) -> None:
+        """``n`` optimizer steps from the first on."""
+        for index in range(n):
+            if self.job.stack.zero_grad == "start":
+                self._zero_grad(f"step{index}")
+            for micro in range(self._micro_steps):
+                self._micro_step(f"step{index}.{micro}")
+            self._optimizer_step(f"step{index}")
+        self.tape.mark("end")
+
+    def steady_step(self) -> None:
+        """One step of those after the first: every optimizer state is there already."""
+        self.tape.mark("states")
+        self.optimizer.prepare()
+        for thread in ("main", "autograd"):
+            self._workspace(thread)
+        repeats = 2 if self.job.stack.keeps_outputs else self._micro_steps
+        for micro in range(repeats):
+            self._micro_step(f"step.{micro}")
+            if micro + 1 < repeats and self._micro_steps == 1:
+                self._zero_grad(f"step.{micro}")
+        self._optimizer_step("step")
+        self.tape.mark("end")
+
+    @property
+    def _micro_steps(self) -> int:
+        """Micro-steps that differ: the first, and one that adds to its gradients."""
+        return min(self.job.training.gradient_accumulation_steps, 2)
+
+    def _workspace(self, thread: str) -> None:
+        if thread not in self._workspaces:
+            n = cublas_workspace_bytes(self.job.compute_capability)
+            self._workspaces[thread] = Storage(self.tape, (n,), "uint8", f"cuBLAS, {thread} thread", "workspace")
+
+    def _micro_step(self, tag: str) -> None:
+        """Forward and backward of one micro-batch."""
+        e, tape, stack = self.engine, self.tape, self.job.stack
+        tape.mark(f"{tag}.forward")
+        self._workspace("main")
+        batch = [e.new((self.sizes.batch, self.sizes.seq), "int64", what) for what in _BATCH]
+        loss = self._forward(tag, batch[0])
+        if not stack.keeps_outputs:
+            del batch
+        tape.mark(f"{tag}.backward")
+        self._workspace("autograd")
+        root = loss if self.scaler is None else self.scaler.scale(loss)
+        gradient = e.new((), "float32", "gradient of the loss")
+        e.backward(root.node, gradient)
+
+    def _forward(self, tag: str, ids: Tensor) -> Tensor:
+        """The model's call and its loss; what the loop keeps of the outputs stays alive."""
+        e, stack = self.engine, self.job.stack
+        e.autocast = stack.autocast
+        cache = Cache() if self.job.fills_cache else None
+        hidden = self.net.hidden_states(ids, cache)
+        logits: Tensor | None = None
+        metrics: list[Tensor] = []
+        self.tape.mark(f"{tag}.head")
+        if stack.loss == "full":
+            logits = self.net.lm_head(hidden)
+            loss = losses.causal_lm_loss(e, logits)
+        elif stack.loss == "chunked":
+            metrics = losses.chunked_outputs(e, hidden, _head_weight(self.net.lm_head))
+        else:
+            loss = losses.fused_linear_loss(e, hidden, _head_weight(self.net.lm_head), self.job.compute_capability)
+        del hidden
+        e.autocast = None
+        self._forget_casts()
+        if metrics:
+            loss = losses.sft_loss(e, metrics[0])
+        if stack.autocast is not None and stack.outputs_to_float32 and logits is not None:
+            logits = ops.to(e, logits, "float32")
+        if stack.keeps_outputs:
+            self._keep(Outputs(loss, logits, cache, metrics))
+        return loss
+
+    def _keep(self, outputs: Outputs) -> None:
+        """Hold on to the outputs; those of the pass before die, the cache layer by layer."""
+        old, self._kept = self._kept, outputs
+        if old is not None and old.cache is not None:
+            for layer in range(len(old.cache.layers)):
+                self.tape.at(layer)
+                old.cache.layers[layer] = None
+            self.tape.at(None)
+
+    def _forget_casts(self) -> None:
+        """Autocast's cache is emptied when its context ends."""
+        casts = self.engine.casts
+        for parameter in list(casts):
+            self.tape.at(parameter.layer)
+            del casts[parameter]
+        self.tape.at(None)
+
+    def _optimizer_step(self, tag: str) -> None:
+        self.tape.mark(f"{tag}.optimizer")
+        if self.job.training.max_grad_norm:
+            if self.scaler is not None:
+                self.scaler.unscale()
+            optim.clip_grad_norm(self.engine, self.trainable, sum(map(self._repeats, self.trainable)))
+        self.optimizer.step()
+        if self.scaler is not None:
+            self.scaler.update()
+        if self.job.stack.zero_grad == "end":
+            self._zero_grad(tag)
+
+    def _zero_grad(self, tag: str) -> None:
+        self.tape.mark(f"{tag}.zero_grad")
+        for parameter in self.trainable:
+            self.tape.at(parameter.layer)
+            parameter.grad = None
+        self.tape.at(None)
+
+
+_BATCH = ("input_ids", "labels", "attention_mask")
+
+
+def _groups(trainable: list[Parameter], stack: Stack) -> list[list[Parameter]]:
+    """Parameter groups as the loop passes them: Trainer separates biases and norms."""
+    if not stack.decay_groups:
+        return [trainable]
+    plain = {p for p in trainable if p.name.endswith("bias") or "norm" in p.name.rsplit(".", 2)[-2]}
+    return [[p for p in trainable if p not in plain], [p for p in trainable if p in plain]]
+
+
+def _head_weight(head: object) -> Parameter:
+    """The head's own weight; a fused loss does not see an adapter around it."""
+    return getattr(head, "copy", head).weight  # type: ignore[attr-defined, no-any-return]
