@@ -1,0 +1,80 @@
+"""The shadow step against the real libraries, traced as the test runs: every request in its order, byte for byte."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from configs import CONFIGS
+
+from vramcalc.estimation import make_job
+from vramcalc.hfconfig import to_spec
+from vramcalc.job import Job
+from vramcalc.ledger import requested
+from vramcalc.profiling.trace import Trace, trace
+from vramcalc.step import Loop, Sizes
+
+pytestmark = pytest.mark.trace
+
+CASES: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("llama", "full", {"seq_len": 100}),
+    ("llama", "lora", {"micro_batch_size": 3, "seq_len": 64, "autocast": "bfloat16", "lora_dropout": 0.1}),
+    ("llama", "qlora", {"seq_len": 100, "autocast": "bfloat16", "gradient_checkpointing": "non_reentrant"}),
+    ("mistral", "full", {"seq_len": 60, "optim": "adamw_torch", "gradient_checkpointing": "reentrant"}),
+    ("mistral", "lora", {"seq_len": 60, "padded": True, "micro_batch_size": 2, "attn_implementation": "eager"}),
+    ("mistral", "qlora", {"seq_len": 50, "bnb_4bit_use_double_quant": False, "gradient_accumulation_steps": 2}),
+    ("qwen2", "full", {"seq_len": 70, "dtype": "float32", "autocast": "float16"}),
+    ("qwen2", "lora", {"seq_len": 70, "sdpa_kernel": "math", "keeps_outputs": True, "use_cache": True}),
+    ("qwen2", "qlora", {"seq_len": 70, "prepare_model_for_kbit_training": False, "optim": "adamw_bnb_8bit"}),
+    ("qwen3", "full", {"seq_len": 40, "optim": "adafactor", "micro_batch_size": 2}),
+    ("qwen3", "lora", {"seq_len": 40, "modules_to_save": {"lm_head", "embed_tokens"}, "autocast": "bfloat16"}),
+    ("qwen3", "qlora", {"seq_len": 40, "target_modules": {"q_proj", "v_proj"}, "zero_grad": "start"}),
+)
+
+
+def shadow(job: Job) -> tuple[list[int], list[int], int]:
+    """Events of two steps, bytes of each birth, and the event where training starts."""
+    loop = Loop(job, Sizes.of(job), job.model.num_hidden_layers)
+    loop.steps(2)
+    end = loop.tape.marks[-1][0]
+    start = next(i for i, phase, _ in loop.tape.marks if phase.startswith("step"))
+    return loop.tape.events[:end], [requested(b) for b in loop.tape.births], start
+
+
+def peak(events: list[int], sizes: list[int], start: int) -> int:
+    """Highest sum of live storages, each rounded up to 512. [B]"""
+    current = best = 0
+    for index, event in enumerate(events):
+        size = -(-sizes[event if event >= 0 else ~event] // 512) * 512
+        current += size if event >= 0 else -size
+        if index >= start:
+            best = max(best, current)
+    return best
+
+
+def births(events: list[int], sizes: list[int]) -> list[int]:
+    """Sizes in order of birth, small ones aside. [B]
+
+    Scalars and indices of a few bytes are where the shadow takes liberties: they change no total.
+    """
+    return [sizes[e] for e in events if e >= 0 and sizes[e] > 2048]
+
+
+@pytest.mark.parametrize(("family", "method", "settings"), CASES, ids=str)
+def test_the_shadow_asks_for_what_the_libraries_ask_for(family: str, method: str, settings: dict[str, Any]) -> None:
+    job, _ = make_job(to_spec(CONFIGS[family], family), method, **settings)
+    found: Trace = trace(job.model, job.method, job.training, job.stack)
+    sizes = [a.n_bytes for a in found.allocations]
+    events, own, start = shadow(job)
+    assert births(events[start:], own) == births(found.events[found.start :], sizes)
+    assert peak(events, own, start) == pytest.approx(found.peak()[0], rel=2e-4)
+
+
+def test_a_trace_leaves_torch_as_it_was() -> None:
+    import torch
+
+    names = [(torch.nn.functional, "scaled_dot_product_attention"), (torch.nn.Module, "_apply"), (torch, "compile")]
+    before = [getattr(owner, name) for owner, name in names]
+    job, _ = make_job(to_spec(CONFIGS["llama"], "llama"), "lora", seq_len=8)
+    trace(job.model, job.method, job.training, job.stack)
+    assert [getattr(owner, name) for owner, name in names] == before

@@ -1,0 +1,329 @@
+"""Fake CUDA on any machine: the real libraries run on fake ``cpu`` tensors and take the paths they take on a GPU.
+
+Fake tensors have shapes and lifetimes but no data, so a 70B model runs on a laptop. What decides memory and differs
+between the CPU and CUDA is forced here: which attention kernel is chosen, what kernels allocate for themselves, which
+branches libraries take on ``device.type == "cuda"``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from vramcalc.profiling import fused_losses
+from vramcalc.shadow import kernels
+from vramcalc.specs import QLoRA, Stack
+
+_DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+
+
+def scaled_dot_product_attention(requested: str, compute_capability: tuple[int, int]) -> Callable[..., torch.Tensor]:
+    """A stand-in for torch's function that calls the operator CUDA would choose.
+
+    References:
+        pytorch aten/src/ATen/native/transformers/attention.cpp, ``scaled_dot_product_attention``,
+        ``convert_boolean_attn_mask`` and ``pad_bias``.
+    """
+    aten = torch.ops.aten
+
+    def sdpa(
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attn_mask: torch.Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> torch.Tensor:
+        if torch.is_autocast_enabled("cpu"):
+            dtype = torch.get_autocast_dtype("cpu")
+            # Autocast's wrapper evaluates its arguments from right to left.
+            if attn_mask is not None and attn_mask.is_floating_point():
+                attn_mask = attn_mask.to(dtype)
+            value, key, query = value.to(dtype), key.to(dtype), query.to(dtype)
+        head_dim = query.shape[-1]
+        kernel = kernels.choose_sdpa_kernel(
+            requested,
+            dtype=_DTYPE_NAMES[query.dtype],
+            masked=attn_mask is not None,
+            grouped=enable_gqa and key.shape[1] != query.shape[1],
+            head_dim=head_dim,
+            compute_capability=compute_capability,
+        )
+        if kernel == "math":
+            # Autocast acts on the arguments of the composite, not inside it.
+            with torch.autocast("cpu", enabled=False):
+                return _math_attention(query, key, value, attn_mask, is_causal, scale)
+        scale = scale if scale is not None else head_dim**-0.5
+        if kernel == "flash":
+            pad = -head_dim % 8
+            if pad:
+                query, key, value = (nn.functional.pad(t, (0, pad)) for t in (query, key, value))
+            out: torch.Tensor = aten._scaled_dot_product_flash_attention(
+                query, key, value, dropout_p, is_causal, False, scale=scale
+            )[0]
+            return out[..., :head_dim] if pad else out
+        bias = _additive_bias(attn_mask, query, key) if attn_mask is not None else None
+        with_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value))
+        if kernel == "cudnn":
+            out = aten._scaled_dot_product_cudnn_attention(
+                query, key, value, bias, with_grad, dropout_p, is_causal, False, scale=scale
+            )[0]
+        else:
+            out = aten._scaled_dot_product_efficient_attention(
+                query, key, value, bias, with_grad, dropout_p, is_causal, scale=scale
+            )[0]
+        return out
+
+    return sdpa
+
+
+def _math_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    is_causal: bool,
+    scale: float | None,
+) -> torch.Tensor:
+    """``_scaled_dot_product_attention_math`` line by line.
+
+    torch's own composite adds the mask out of place when it sees a fake tensor; on a GPU it adds in place.
+    """
+    dtype, root = query.dtype, (scale if scale is not None else query.shape[-1] ** -0.5) ** 0.5
+    query_acc, key, value = query.float(), key.float(), value.float()
+    query = query_acc * root
+    if is_causal:
+        mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
+    if mask is not None and mask.dtype == torch.bool:
+        infinite = torch.full([], float("-inf"), dtype=query.dtype, device=query.device)
+        mask = torch.where(mask, torch.zeros([], dtype=query.dtype, device=query.device), infinite)
+        del infinite
+    groups = query.shape[1] // key.shape[1]
+    key_expanded = key.repeat_interleave(groups, 1) if groups > 1 else key
+    value_expanded = value.repeat_interleave(groups, 1) if groups > 1 else value
+    attn = torch.matmul(query, key_expanded.transpose(-2, -1) * root)
+    if mask is not None:
+        attn = attn.add_(mask)
+    attn = torch.ops.aten._safe_softmax(attn, -1)
+    weights = attn.to(dtype)
+    out = torch.matmul(attn, value_expanded).to(dtype)
+    del weights
+    return out
+
+
+def _additive_bias(mask: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    if mask.dtype == torch.bool:
+        zero = torch.zeros([], dtype=query.dtype, device=query.device)
+        mask = torch.where(mask, zero, torch.full([], float("-inf"), dtype=query.dtype, device=query.device))
+    if mask.shape[-1] % 8:
+        length = mask.shape[-1]
+        mask = nn.functional.pad(mask, (0, -length % 8))[..., :length]
+    return mask.expand(query.shape[0], query.shape[1], query.shape[2], key.shape[2])
+
+
+def hidden_buffers(compute_capability: tuple[int, int]) -> Callable[[str, Any, Any], list[tuple[int, str]]]:
+    """What CUDA kernels allocate inside an operator, by operator name and arguments; see ``shadow.kernels``."""
+
+    def flash(args: Any) -> Any:
+        grad, query, key = args[0], args[1], args[2]
+        batch, heads, seq, head_dim = query.shape
+        found = kernels.flash_backward(batch, heads, key.shape[1], seq, head_dim, query.element_size())
+        return found + _contiguous_copy(grad)
+
+    def efficient(args: Any) -> Any:
+        grad, query = args[0], args[1]
+        batch, heads, seq, head_dim = query.shape
+        return kernels.efficient_backward(batch, heads, seq, head_dim, compute_capability) + _contiguous_copy(grad)
+
+    def embedding(args: Any) -> Any:
+        grad, indices, vocab = args[0], args[1], args[2]
+        return kernels.embedding_backward(indices.numel(), vocab, grad.shape[-1])
+
+    def gemm_4bit(args: Any, kwargs: Any) -> Any:
+        a, shape, blocksize = args[0], args[2], args[4]
+        nested = kwargs.get("absmax_8bit", args[7] if len(args) > 7 else None) is not None
+        return kernels.gemm_4bit(shape[0] * shape[1], blocksize, nested, a.element_size())
+
+    def of(op: str, args: Any, kwargs: Any) -> list[tuple[int, str]]:
+        match op:
+            case "_scaled_dot_product_flash_attention_backward":
+                found = flash(args)
+            case "_scaled_dot_product_efficient_attention_backward":
+                found = efficient(args)
+            case "embedding_dense_backward":
+                found = embedding(args)
+            case "_safe_softmax":
+                found = kernels.safe_softmax(*args[0].shape)
+            case "gemm_4bit":
+                found = gemm_4bit(args, kwargs)
+            case _:
+                return []
+        return [(int(n), why) for n, why in found]
+
+    return of
+
+
+def _contiguous_copy(grad: torch.Tensor) -> list[tuple[int, str]]:
+    if grad.transpose(1, 2).is_contiguous():
+        return []
+    return [(grad.numel() * grad.element_size(), "attention backward: contiguous grad_out")]
+
+
+def quantize_linears(model: nn.Module, method: QLoRA) -> None:
+    """Replace linear layers, but for the head, by what transformers' bitsandbytes integration leaves behind.
+
+    ``Params4bit`` cannot wrap a fake tensor, so a plain uint8 parameter carries the attributes that
+    ``Linear4bit.forward`` reads; quantisation, forward and backward are bitsandbytes' own code.
+    """
+    import bitsandbytes as bnb
+    import bitsandbytes.functional as bnb_functional
+
+    bnb_functional.name2qmap.clear()
+    dtype = getattr(torch, method.bnb_4bit_compute_dtype)
+    double_quant = method.bnb_4bit_use_double_quant
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is not nn.Linear or name == "lm_head":
+                continue
+            packed, state = bnb_functional.quantize_4bit(
+                child.weight.data,
+                blocksize=64,
+                compress_statistics=double_quant,
+                quant_type=method.bnb_4bit_quant_type,
+            )
+            parameter: Any = nn.Parameter(packed, requires_grad=False)
+            made: Any = bnb.nn.Linear4bit.__new__(bnb.nn.Linear4bit)
+            nn.Module.__init__(made)
+            parameter.quant_state, parameter.bnb_quantized = state, True
+            parameter.quant_type, parameter.blocksize = method.bnb_4bit_quant_type, 64
+            parameter.compress_statistics, parameter.quant_storage = double_quant, torch.uint8
+            parameter.module = made
+            made.in_features, made.out_features = child.in_features, child.out_features
+            made.weight, made.bias = parameter, child.bias
+            made.compute_dtype, made.compute_type_is_set = dtype, True
+            made.quant_state, made.quant_storage = state, torch.uint8
+            made.support_avx512bf16_for_cpu = made.enable_optimized_cpu = False
+            setattr(parent, name, made)
+    model.is_loaded_in_4bit = True  # type: ignore[assignment]
+
+
+def prepare_kbit(model: nn.Module) -> None:
+    """The casts of PEFT's ``prepare_model_for_kbit_training``, ties kept; its class-name test cannot see a fake."""
+    raised: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in list(module._parameters.items()):
+            if parameter is None or parameter.dtype not in (torch.bfloat16, torch.float16):
+                continue
+            if id(parameter) not in raised:
+                raised[id(parameter)] = nn.Parameter(parameter.data.to(torch.float32), requires_grad=False)
+            module._parameters[name] = raised[id(parameter)]
+
+
+def _dropout(x: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
+    """CUDA's fused dropout; the CPU has another, whose mask is as wide as its input."""
+    if not training or not p:
+        return x
+    y: torch.Tensor = torch.ops.aten.native_dropout(x, p, True)[0]
+    return y
+
+
+def _softmax(x: torch.Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Any:
+    """On CUDA, float16 scores become float32 inside the kernel."""
+    if dtype == torch.float32 and x.dtype == torch.float16:
+        return torch.ops.aten._softmax(x, dim, True)
+    return torch.softmax(x, dim, dtype=dtype)  # type: ignore[arg-type]
+
+
+def _apply(self: nn.Module, fn: Callable[[Any], Any], recurse: bool = True) -> nn.Module:
+    """``Module._apply`` without torch's swap of tensors, which fake ones do not allow."""
+    for module in self.modules() if recurse else [self]:
+        for name, parameter in list(module._parameters.items()):
+            if parameter is not None:
+                with torch.no_grad():
+                    made = fn(parameter)
+                if made is not parameter:
+                    module._parameters[name] = nn.Parameter(made, parameter.requires_grad)
+        for name, buffer in list(module._buffers.items()):
+            if buffer is not None:
+                module._buffers[name] = fn(buffer)
+    return self
+
+
+def _optimizer_replacements() -> list[tuple[Any, str, Any]]:
+    """Paged states leave the device; update kernels, which allocate nothing, are not run."""
+    import bitsandbytes.optim.optimizer as bnb
+
+    def state_buffer(self: Any, p: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        paged = self.is_paged and p.numel() >= 1e5
+        return torch.zeros_like(p, dtype=dtype, device="meta" if paged else p.device)
+
+    def nothing(*_args: Any, **_kwargs: Any) -> None:
+        return None
+
+    return [
+        (bnb.Optimizer8bit, "get_state_buffer", state_buffer),
+        (bnb.Optimizer8bit, "prefetch_state", nothing),
+        (bnb.Optimizer2State, "update_step", nothing),
+        (bnb.Optimizer1State, "update_step", nothing),
+        (bnb, "sync_gpu", nothing),
+        (torch, "compile", lambda *_a, **_k: nothing),
+    ]
+
+
+@contextlib.contextmanager
+def cuda_choices(stack: Stack, compute_capability: tuple[int, int], *, padded: bool) -> Iterator[None]:
+    """Patch torch and transformers so that fake ``cpu`` tensors take the paths of a CUDA device; undone on exit."""
+    import transformers.masking_utils as masking
+    from transformers import PreTrainedModel
+
+    signature = inspect.signature(masking._ignore_causal_mask_sdpa)
+
+    def ignore_causal_mask(*args: Any, **kwargs: Any) -> bool:
+        # The real function asks whether the batch has padding, which a fake tensor cannot say.
+        given = signature.bind(*args, **kwargs).arguments
+        local = given.get("local_attention_size")
+        return not padded and (local is None or given["kv_length"] < local)
+
+    autocast_enabled = torch.is_autocast_enabled
+    rng = torch.get_rng_state()
+    replacements: list[tuple[Any, str, Any]] = [
+        (
+            nn.functional,
+            "scaled_dot_product_attention",
+            scaled_dot_product_attention(stack.sdpa_kernel, compute_capability),
+        ),
+        (nn.Module, "_apply", _apply),
+        (PreTrainedModel, "init_weights", lambda self: self.tie_weights()),
+        (masking, "_ignore_causal_mask_sdpa", ignore_causal_mask),
+        (nn.functional, "dropout", _dropout),
+        (nn.functional, "softmax", _softmax),
+        # PEFT asks about CUDA's autocast, which is what is_autocast_enabled() without a device means.
+        (torch, "is_autocast_enabled", lambda _device="cpu": autocast_enabled("cpu")),
+        # The real one asks whether gradients overflowed and skips the step if so.
+        (torch.amp.GradScaler, "_maybe_opt_step", lambda _s, optimizer, _o, *a, **k: optimizer.step(*a, **k)),
+        # A copied module must stay in the same fake mode.
+        (FakeTensorMode, "__deepcopy__", lambda self, _memo: self),
+        # On a GPU this state is a host tensor; here it would be counted.
+        (torch, "get_rng_state", lambda: rng),
+    ]
+    replacements += _optimizer_replacements() + fused_losses.replacements(stack, compute_capability)
+    missing = object()
+    before = [(owner, name, getattr(owner, name, missing)) for owner, name, _ in replacements]
+    try:
+        for owner, name, value in replacements:
+            setattr(owner, name, value)
+        yield
+    finally:
+        for owner, name, value in before:
+            if value is missing:
+                delattr(owner, name)
+            else:
+                setattr(owner, name, value)

@@ -1,0 +1,319 @@
+"""One training job as transformers, PEFT and bitsandbytes run it, built from the same specs that an estimate takes.
+
+The loop is written out, not hidden in a Trainer, so that every step can be marked; it does what ``Trainer`` or the raw
+loop named by the recipe does, in that order. Nothing here knows whether the tensors are real.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from vramcalc.errors import Unsupported
+from vramcalc.profiling import fused_losses
+from vramcalc.specs import FullFineTuning, LoRA, Method, ModelSpec, QLoRA, Stack, TrainingSpec
+
+_BNB_OPTIMIZERS = {
+    "adamw_bnb_32bit": ("AdamW32bit", {}),
+    "adamw_bnb_8bit": ("AdamW8bit", {}),
+    "paged_adamw_32bit": ("AdamW32bit", {"is_paged": True}),
+    "paged_adamw_8bit": ("AdamW8bit", {"is_paged": True}),
+    "lion_32bit": ("Lion32bit", {}),
+    "lion_8bit": ("Lion8bit", {}),
+    "paged_lion_32bit": ("Lion32bit", {"is_paged": True}),
+    "paged_lion_8bit": ("Lion8bit", {"is_paged": True}),
+}
+
+
+class Marker(Protocol):
+    """What a job tells whoever watches it."""
+
+    def mark(self, phase: str) -> None:
+        """A phase begins."""
+
+    def label(self, tensor: torch.Tensor, label: str) -> None:
+        """A tensor is a gradient, an optimizer state."""
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """``"bfloat16"`` -> ``torch.bfloat16``."""
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def hf_config(model: ModelSpec, *, layers: int | None = None) -> Any:
+    """The transformers configuration of a model spec, optionally with fewer layers."""
+    from transformers import AutoConfig
+
+    fields: dict[str, Any] = {
+        n: getattr(model, n)
+        for n in (
+            "hidden_size",
+            "intermediate_size",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "head_dim",
+            "vocab_size",
+            "max_position_embeddings",
+            "tie_word_embeddings",
+        )
+    }
+    if model.model_type in ("llama", "qwen3"):
+        fields["attention_bias"] = model.attention_bias
+    if model.model_type == "llama":
+        fields["mlp_bias"] = model.mlp_bias
+    if model.model_type == "qwen2" and model.head_dim != model.hidden_size // model.num_attention_heads:
+        raise Unsupported("Qwen2Config has no head_dim of its own")
+    fields["sliding_window"] = model.sliding_window
+    if model.model_type in ("qwen2", "qwen3"):
+        fields["use_sliding_window"] = model.sliding_window is not None
+        fields["max_window_layers"] = 0
+    return AutoConfig.for_model(model.model_type, num_hidden_layers=layers or model.num_hidden_layers, **fields)
+
+
+def build_model(model: ModelSpec, stack: Stack, *, layers: int | None = None) -> nn.Module:
+    """The causal language model in the recipe's weights dtype, attention and cache setting."""
+    from transformers import AutoModelForCausalLM
+
+    config = hf_config(model, layers=layers)
+    config.use_cache = stack.use_cache
+    dtype = torch_dtype(stack.dtype)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        built: nn.Module = AutoModelForCausalLM.from_config(
+            config, attn_implementation=stack.attn_implementation, dtype=dtype
+        )
+    finally:
+        torch.set_default_dtype(before)
+    for module in built.modules():
+        for name, buffer in list(module._buffers.items()):
+            if buffer is not None and "inv_freq" in name:
+                # from_pretrained leaves the non-persistent rotary buffers in float32.
+                module._buffers[name] = buffer.float()
+    return built
+
+
+def lora_config(method: LoRA) -> Any:
+    """PEFT's ``LoraConfig`` of a method spec."""
+    from peft import LoraConfig
+
+    targets = method.target_modules
+    return LoraConfig(
+        r=method.rank,
+        lora_alpha=method.lora_alpha,
+        lora_dropout=method.lora_dropout,
+        target_modules=targets if isinstance(targets, str) else sorted(targets),
+        modules_to_save=sorted(method.modules_to_save) or None,
+        task_type="CAUSAL_LM",
+    )
+
+
+def attach(
+    model: nn.Module,
+    method: Method,
+    training: TrainingSpec,
+    stack: Stack,
+    *,
+    prepare_kbit: Callable[[nn.Module], None],
+    adapt: Callable[[nn.Module], nn.Module] | None = None,
+) -> nn.Module:
+    """Freeze, prepare, wrap with adapters and switch checkpointing on, in the order trainers do it.
+
+    Args:
+        model: the loaded model, quantised already for QLoRA.
+        method: what trains.
+        training: whether and how to checkpoint.
+        stack: adapter dtype and k-bit preparation.
+        prepare_kbit: raises what is left in 16 bits to float32.
+        adapt: wraps the model instead of ``get_peft_model`` with a LoRA configuration.
+
+    Returns:
+        The model to call.
+    """
+    checkpointing = training.gradient_checkpointing
+    if isinstance(method, FullFineTuning) and adapt is None:
+        for parameter in model.parameters():
+            parameter.requires_grad_(True)
+    else:
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        if isinstance(method, QLoRA) and stack.prepare_model_for_kbit_training:
+            prepare_kbit(model)
+        if adapt is not None:
+            model = adapt(model)
+        elif isinstance(method, LoRA):
+            model = _get_peft_model(model, method, stack)
+    if checkpointing != "none":
+        model.gradient_checkpointing_enable(  # type: ignore[operator]
+            gradient_checkpointing_kwargs={"use_reentrant": checkpointing == "reentrant"}
+        )
+        if not isinstance(method, FullFineTuning):
+            model.enable_input_require_grads()  # type: ignore[operator]
+    model.train()
+    return model
+
+
+def _get_peft_model(model: nn.Module, method: LoRA, stack: Stack) -> nn.Module:
+    from peft import get_peft_model
+
+    wrapped: nn.Module = get_peft_model(
+        model, lora_config(method), autocast_adapter_dtype=stack.adapter_dtype == "float32"
+    )
+    if stack.adapter_dtype not in ("float32", "weights"):
+        for parameter in wrapped.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.to(torch_dtype(stack.adapter_dtype))
+    return wrapped
+
+
+def parameter_groups(model: nn.Module, stack: Stack) -> list[dict[str, Any]]:
+    """What the optimizer is given: Trainer separates parameters without weight decay."""
+    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    if not stack.decay_groups:
+        return [{"params": [p for _, p in named], "weight_decay": 0.0}]
+    from transformers import Trainer
+
+    decay = set(Trainer.get_decay_parameter_names(None, model))
+    return [
+        {"params": [p for n, p in named if n in decay], "weight_decay": 0.0},
+        {"params": [p for n, p in named if n not in decay], "weight_decay": 0.0},
+    ]
+
+
+def build_optimizer(model: nn.Module, training: TrainingSpec, stack: Stack) -> torch.optim.Optimizer:
+    """The optimizer by its transformers name.
+
+    Raises:
+        Unsupported: no builder for that name.
+    """
+    groups = parameter_groups(model, stack)
+    name = training.optim
+    if name in ("adamw_torch_fused", "adamw_torch", "adamw_torch_loop"):
+        return torch.optim.AdamW(groups, lr=1e-4, foreach=name == "adamw_torch", fused=name == "adamw_torch_fused")
+    if name in ("sgd", "sgd_momentum"):
+        return torch.optim.SGD(groups, lr=1e-3, momentum=0.9 if name == "sgd_momentum" else 0.0, foreach=True)
+    if name == "adafactor":
+        from transformers.optimization import Adafactor
+
+        found: torch.optim.Optimizer = Adafactor(groups, lr=1e-3, scale_parameter=False, relative_step=False)
+        return found
+    if name in ("adamw_torch_8bit", "adamw_torch_4bit"):
+        from torchao import optim as torchao_optim
+
+        made: torch.optim.Optimizer = (
+            torchao_optim.AdamW8bit(groups, lr=1e-4)
+            if name == "adamw_torch_8bit"
+            else torchao_optim.AdamW4bit(groups, lr=1e-4, block_size=256)
+        )
+        return made
+    if name in _BNB_OPTIMIZERS:
+        return _bnb_optimizer(model, groups, name, stack)
+    raise Unsupported(f"no builder for optimizer {name!r}")
+
+
+def _bnb_optimizer(model: nn.Module, groups: list[dict[str, Any]], name: str, stack: Stack) -> torch.optim.Optimizer:
+    import bitsandbytes as bnb
+
+    # The manager is a process-wide singleton that remembers parameters by id.
+    bnb.optim.GlobalOptimManager.get_instance().initialize()
+    cls, kwargs = _BNB_OPTIMIZERS[name]
+    optimizer: torch.optim.Optimizer = getattr(bnb.optim, cls)(groups, lr=1e-4, **kwargs)
+    if stack.bnb_embeddings_32bit and name.endswith("8bit"):
+        manager = bnb.optim.GlobalOptimManager.get_instance()
+        for module in model.modules():
+            if isinstance(module, nn.Embedding):
+                manager.register_module_override(module, "weight", {"optim_bits": 32})
+    return optimizer
+
+
+@contextlib.contextmanager
+def _autocast(stack: Stack, device: str) -> Iterator[None]:
+    if stack.autocast is None:
+        yield
+    else:
+        with torch.autocast(device, torch_dtype(stack.autocast)):
+            yield
+
+
+class Loop:
+    """The training loop of a recipe over one model, step by step."""
+
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, training: TrainingSpec, stack: Stack, marker: Marker
+    ) -> None:
+        self.model, self.optimizer, self.training, self.stack, self.marker = model, optimizer, training, stack, marker
+        self.trainable = [p for p in model.parameters() if p.requires_grad]
+        self.device = self.trainable[0].device.type
+        self.outputs: Any = None
+        self.scaler = torch.amp.GradScaler(self.device) if stack.autocast == "float16" else None
+
+    def batch(self, seq_len: int) -> dict[str, torch.Tensor]:
+        """Token ids, labels and attention mask of one micro-batch, int64."""
+        ids = torch.zeros(self.training.micro_batch_size, seq_len, dtype=torch.long, device=self.device)
+        return {"input_ids": ids, "labels": ids.clone(), "attention_mask": torch.ones_like(ids)}
+
+    def micro_step(self, tag: str, seq_len: int) -> None:
+        """Forward and backward of one micro-batch."""
+        stack = self.stack
+        self.marker.mark(f"{tag}.forward")
+        batch = self.batch(seq_len)
+        with _autocast(stack, self.device):
+            outputs = self.model(**batch, **({"fused_lm_head": True} if stack.loss == "chunked" else {}))
+        if stack.autocast is not None and stack.outputs_to_float32:
+            from accelerate.utils.operations import convert_to_fp32
+
+            outputs = convert_to_fp32(outputs)
+        if stack.keeps_outputs:
+            self.outputs = outputs
+        loss = fused_losses.sft_loss(outputs) if stack.loss == "chunked" else outputs["loss"]
+        del outputs
+        if not stack.keeps_outputs:
+            del batch
+        self.marker.mark(f"{tag}.backward")
+        if self.scaler is None:
+            loss.backward()
+        else:
+            self.scaler.scale(loss).backward()
+        for parameter in self.trainable:
+            if parameter.grad is not None:
+                self.marker.label(parameter.grad, "gradient")
+
+    def optimizer_step(self, tag: str) -> None:
+        """Clip, step, drop gradients."""
+        self.marker.mark(f"{tag}.optimizer")
+        if self.training.max_grad_norm:
+            if self.scaler is not None:
+                self.scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self.trainable, self.training.max_grad_norm, foreach=True)
+        if self.scaler is None:
+            self.optimizer.step()
+        else:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        for state in self.optimizer.state.values():
+            for value in state.values():
+                if isinstance(value, torch.Tensor):
+                    self.marker.label(value, "optimizer")
+        if self.stack.zero_grad == "end":
+            self.marker.mark(f"{tag}.zero_grad")
+            self._zero_grad()
+
+    def _zero_grad(self) -> None:
+        for parameter in self.trainable:
+            parameter.grad = None
+
+    def step(self, index: int, seq_len: int | None = None) -> None:
+        """One optimizer step."""
+        tag = f"step{index}"
+        if self.stack.zero_grad == "start":
+            self.marker.mark(f"{tag}.zero_grad")
+            self._zero_grad()
+        micro_steps = self.training.gradient_accumulation_steps
+        for micro in range(micro_steps):
+            self.micro_step(f"{tag}.{micro}", seq_len or self.training.seq_len)
+        self.optimizer_step(tag)
