@@ -1,0 +1,70 @@
+"""How much GPU memory a fine-tuning run takes, where every byte goes, and whether it fits.
+
+>>> import vramcalc
+>>> vramcalc.estimate("llama-3.1-8b", "qlora", micro_batch_size=1, seq_len=2048).allocated_bytes  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "estimate": "vramcalc.estimation",
+    "estimate_job": "vramcalc.estimation",
+    "Estimate": "vramcalc.estimation",
+    "estimate_grid": "vramcalc.grid",
+    "Grid": "vramcalc.grid",
+    "fit": "vramcalc.fitting",
+    "verdict": "vramcalc.verdicts",
+    "Verdict": "vramcalc.verdicts",
+    "max_micro_batch_size": "vramcalc.largest",
+    "max_seq_len": "vramcalc.largest",
+    "detect_gpus": "vramcalc.detect",
+    "FullFineTuning": "vramcalc.specs",
+    "LoRA": "vramcalc.specs",
+    "QLoRA": "vramcalc.specs",
+    "TrainingSpec": "vramcalc.specs",
+    "Stack": "vramcalc.specs",
+    "ModelSpec": "vramcalc.specs",
+    "Gpu": "vramcalc.specs",
+    "VramcalcError": "vramcalc.errors",
+}
+__all__ = ["__version__", *_HOME]
+
+if TYPE_CHECKING:
+    from vramcalc.detect import detect_gpus as detect_gpus
+    from vramcalc.errors import VramcalcError as VramcalcError
+    from vramcalc.estimation import Estimate as Estimate
+    from vramcalc.estimation import estimate as estimate
+    from vramcalc.estimation import estimate_job as estimate_job
+    from vramcalc.fitting import fit as fit
+    from vramcalc.grid import Grid as Grid
+    from vramcalc.grid import estimate_grid as estimate_grid
+    from vramcalc.largest import max_micro_batch_size as max_micro_batch_size
+    from vramcalc.largest import max_seq_len as max_seq_len
+    from vramcalc.specs import FullFineTuning as FullFineTuning
+    from vramcalc.specs import Gpu as Gpu
+    from vramcalc.specs import LoRA as LoRA
+    from vramcalc.specs import ModelSpec as ModelSpec
+    from vramcalc.specs import QLoRA as QLoRA
+    from vramcalc.specs import Stack as Stack
+    from vramcalc.specs import TrainingSpec as TrainingSpec
+    from vramcalc.verdicts import Verdict as Verdict
+    from vramcalc.verdicts import verdict as verdict
+
+
+def __getattr__(name: str) -> Any:
+    """Names are imported when first used (PEP 562): a shell prompt must not wait for pydantic or numpy."""
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module 'vramcalc' has no attribute {name!r}")
+    value = getattr(import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})
