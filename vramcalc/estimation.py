@@ -1,0 +1,234 @@
+"""From a model's name to an exact peak: the one place where the parts meet."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+from vramcalc import catalog
+from vramcalc.errors import InvalidValue, UnknownName
+from vramcalc.job import Job
+from vramcalc.ledger import Instant, Row, by_group
+from vramcalc.presets import preset, stack_of
+from vramcalc.runtime import Context, cuda_context
+from vramcalc.shadow.allocator import AllocatorSettings
+from vramcalc.shadow.replay import Replay
+from vramcalc.specs import FullFineTuning, Gpu, LoRA, Method, ModelSpec, QLoRA, Stack, TrainingSpec
+from vramcalc.walk import Walks, walks_of
+from vramcalc.warn import warnings_for
+
+_NAMED = {"method": "lora", "stack": "transformers-trainer"}
+DEFAULT_CAPABILITY = (8, 0)
+"""Compute capability assumed when no GPU is named."""
+_METHODS: dict[str, type[FullFineTuning] | type[LoRA]] = {"full": FullFineTuning, "lora": LoRA, "qlora": QLoRA}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The memory of one training step, exact in its tensors.
+
+    Attributes:
+        job: model, method, training and recipe.
+        gpu: the device, None when none was named.
+        warnings: what a reader should know before trusting the numbers.
+        allocated_bytes: highest sum of live tensors, each rounded up to 512 bytes. [B]
+        instants: moments of the step in time order, each with its highest total.
+        peak: the highest of them.
+        runner_up: the second highest.
+    """
+
+    job: Job
+    gpu: Gpu | None
+    warnings: tuple[str, ...]
+    allocated_bytes: int
+    instants: tuple[Instant, ...]
+    peak: Instant
+    runner_up: Instant
+    total_params: int
+    trainable_params: int
+    paged_bytes: int
+    """Optimizer state in managed memory, outside torch's allocator. [B]"""
+    walks: Walks = field(repr=False, compare=False)
+    """Where the numbers come from; shared by estimates that differ in the GPU alone."""
+
+    def on(self, gpu: Gpu) -> Estimate:
+        """The same estimate for another GPU of the same compute capability; nothing is worked out again."""
+        return replace(self, gpu=gpu, warnings=tuple(warnings_for(self.job, gpu)))
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """What is alive at the peak; rows sum to ``allocated_bytes``."""
+        return self.walks.rows
+
+    @property
+    def groups(self) -> Mapping[str, int]:
+        """Bytes alive at the peak by group, the CUDA context included. [B]"""
+        return {**by_group(self.rows), "context": self.context.n_bytes}
+
+    # -- allocator and process ---------------------------------------------------------------------------------------
+
+    @property
+    def _default_replay(self) -> Replay:
+        return self.walks.replay(AllocatorSettings(expandable_segments=self.job.stack.expandable_segments))
+
+    @property
+    def reserved_bytes(self) -> int:
+        """Peak of ``torch.cuda.max_memory_reserved()`` under the recipe's allocator settings. [B]"""
+        return self._default_replay.peak_reserved_bytes
+
+    @property
+    def block_bytes(self) -> int:
+        """Peak of ``torch.cuda.max_memory_allocated()``: tensors with the remainders of blocks not split. [B]"""
+        return self._default_replay.peak_allocated_bytes
+
+    @property
+    def reserved_expandable_bytes(self) -> int:
+        """Reserved peak under ``expandable_segments:True``. [B]"""
+        return self.walks.replay(AllocatorSettings(expandable_segments=True)).peak_reserved_bytes
+
+    @cached_property
+    def context(self) -> Context:
+        """CUDA context of the process."""
+        return cuda_context(self.gpu.architecture if self.gpu else None)
+
+    @property
+    def process_bytes(self) -> int:
+        """What nvidia-smi shows for the process: reserved and the CUDA context. [B]"""
+        return self.reserved_bytes + self.context.n_bytes
+
+    # -- showing -----------------------------------------------------------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain values; field names are stable."""
+        job = self.job
+        return {
+            "model": job.model.name,
+            "method": job.method.model_dump(mode="json"),
+            "training": job.training.model_dump(mode="json"),
+            "stack": job.stack.model_dump(mode="json"),
+            "gpu": self.gpu.model_dump(mode="json") if self.gpu else None,
+            "compute_capability": ".".join(map(str, job.compute_capability)),
+            "total_params": self.total_params,
+            "trainable_params": self.trainable_params,
+            "allocated_bytes": self.allocated_bytes,
+            "block_bytes": self.block_bytes,
+            "reserved_bytes": self.reserved_bytes,
+            "reserved_expandable_bytes": self.reserved_expandable_bytes,
+            "context_bytes": self.context.n_bytes,
+            "context_basis": self.context.basis,
+            "process_bytes": self.process_bytes,
+            "paged_bytes": self.paged_bytes,
+            "peak": vars(self.peak),
+            "runner_up": vars(self.runner_up),
+            "instants": [vars(i) for i in self.instants],
+            "groups": dict(self.groups),
+            "rows": [vars(r) for r in self.rows],
+            "warnings": list(self.warnings),
+        }
+
+    def to_json(self, *, indent: int | None = 2) -> str:
+        """``to_dict`` as JSON."""
+        return json.dumps(self.to_dict(), indent=indent)
+
+    def __str__(self) -> str:
+        from vramcalc.render import estimate_text
+
+        return estimate_text(self)
+
+    def _repr_html_(self) -> str:
+        from vramcalc.render_html import estimate_html
+
+        return estimate_html(self)
+
+
+def make_job(
+    model: str | ModelSpec,
+    method: str | Method = "lora",
+    *,
+    training: TrainingSpec | None = None,
+    stack: str | Stack = "transformers-trainer",
+    gpu: str | Gpu | None = None,
+    **settings: Any,
+) -> tuple[Job, Gpu | None]:
+    """Look up names and fill in defaults; see :func:`estimate`."""
+    spec = catalog.model(model)
+    for what, value, kinds in (("method", method, (str, FullFineTuning, LoRA)), ("stack", stack, (str, Stack))):
+        if not isinstance(value, kinds):
+            raise InvalidValue(what, value, "a name or a spec", f"such as {_NAMED[what]!r}")
+    if training is not None and not isinstance(training, TrainingSpec):
+        raise InvalidValue("training", training, "a TrainingSpec", "or give its fields as keywords")
+    chosen = _METHODS.get(method) if isinstance(method, str) else type(method)
+    if chosen is None:
+        raise UnknownName("method", str(method), _METHODS)
+    fields = {"method": chosen.model_fields, "training": TrainingSpec.model_fields, "stack": Stack.model_fields}
+    given: dict[str, dict[str, Any]] = {part: {} for part in fields}
+    for name, value in settings.items():
+        part = next((p for p, known in fields.items() if name in known and name not in ("kind", "name")), None)
+        if part is None:
+            raise UnknownName(
+                f"setting of {chosen.model_fields['kind'].default}", name, [n for f in fields.values() for n in f]
+            )
+        given[part][name] = value
+    kind = str(chosen.model_fields["kind"].default)
+    made = chosen(**given["method"]) if isinstance(method, str) else method.replace(**given["method"])
+    if isinstance(stack, str):
+        defaults = preset(stack).training
+        recipe = stack_of(stack, method=kind, **given["stack"])
+    else:
+        defaults, recipe = {}, stack.replace(**given["stack"])
+    plan = training.replace(**given["training"]) if training else TrainingSpec(**{**defaults, **given["training"]})
+    device = None if gpu is None else catalog.gpu(gpu)
+    return Job(spec, made, plan, recipe, device.capability if device else DEFAULT_CAPABILITY), device
+
+
+def estimate(
+    model: str | ModelSpec,
+    method: str | Method = "lora",
+    *,
+    training: TrainingSpec | None = None,
+    stack: str | Stack = "transformers-trainer",
+    gpu: str | Gpu | None = None,
+    **settings: Any,
+) -> Estimate:
+    """GPU memory of a fine-tuning run.
+
+    Args:
+        model: a Hugging Face id, a short name, a path to a ``config.json``, or a spec.
+        method: ``full``, ``lora``, ``qlora``, or a spec.
+        training: batch, length, optimizer and so on; defaults are the recipe's.
+        stack: a recipe by name, or a spec.
+        gpu: an id such as ``rtx-4090``, or a spec; it decides kernels, workspaces and the context.
+        **settings: any field of the method, of ``TrainingSpec`` or of ``Stack``, by name.
+
+    Returns:
+        The estimate; reserved memory and the ledger are worked out when first asked for.
+
+    Raises:
+        UnknownName: a model, GPU, recipe or setting that does not exist.
+        InvalidValue: a value out of range or of the wrong type.
+        Unsupported: a model or setting that is not modelled.
+    """
+    job, device = make_job(model, method, training=training, stack=stack, gpu=gpu, **settings)
+    return estimate_job(job, device)
+
+
+def estimate_job(job: Job, gpu: Gpu | None = None) -> Estimate:
+    """The estimate of a job that is spelled out; see :func:`estimate`."""
+    walks = walks_of(job)
+    peak, runner_up = walks.ranked[:2]
+    return Estimate(
+        job=job,
+        gpu=gpu,
+        warnings=tuple(warnings_for(job, gpu)),
+        allocated_bytes=peak.n_bytes,
+        instants=walks.instants,
+        peak=peak,
+        runner_up=runner_up,
+        total_params=job.model.params_total,
+        trainable_params=walks.trainable_params,
+        paged_bytes=walks.paged_bytes,
+        walks=walks,
+    )

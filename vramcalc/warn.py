@@ -1,0 +1,50 @@
+"""What travels with a result: settings that work but surprise, and parts that nobody has checked on a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vramcalc.job import Job
+from vramcalc.specs import Gpu, LoRA
+
+
+def warnings_for(job: Job, gpu: Gpu | None) -> Iterator[str]:
+    """Warnings on a job, and on the GPU it is to run on."""
+    yield from _on_sizes(job)
+    yield from _on_dtypes(job, gpu)
+    yield from _unchecked(job)
+
+
+def _on_sizes(job: Job) -> Iterator[str]:
+    model, training = job.model, job.training
+    if training.seq_len > model.max_position_embeddings:
+        yield (
+            f"seq_len {training.seq_len:,} is above the model's max_position_embeddings "
+            f"({model.max_position_embeddings:,})"
+        )
+    if isinstance(job.method, LoRA):
+        narrowest = min(model.hidden_size, model.num_key_value_heads * model.head_dim)
+        if job.method.rank > narrowest:
+            yield (
+                f"rank {job.method.rank:,} is above the width of the narrowest layer ({narrowest:,}); "
+                "such an adapter has more parameters than the layer"
+            )
+
+
+def _on_dtypes(job: Job, gpu: Gpu | None) -> Iterator[str]:
+    stack = job.stack
+    uses_bf16 = "bfloat16" in (stack.dtype, stack.autocast)
+    if uses_bf16 and job.compute_capability < (8, 0):
+        name = gpu.gpu_id if gpu else "compute capability " + ".".join(map(str, job.compute_capability))
+        yield f"{name} has no bfloat16 arithmetic; use float16 weights and autocast with loss scaling"
+
+
+def _unchecked(job: Job) -> Iterator[str]:
+    if job.compute_capability >= (9, 0):
+        yield (
+            "unchecked on a GPU: cuDNN attention's workspace on compute capability 9.0 and later is taken to be nothing"
+        )
+    if job.training.optim in ("adamw_torch_8bit", "adamw_torch_4bit"):
+        yield "unchecked on a GPU: torchao's compiled optimizer step is taken to allocate nothing"
+    if job.training.optim.startswith("paged"):
+        yield "paged optimizer states lie in managed memory and move to the host when the GPU is full"
