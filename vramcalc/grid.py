@@ -1,0 +1,132 @@
+"""Many batches, lengths and ranks in one pass.
+
+A walk with symbolic sizes serves every point at which it would have taken the same branches; the few walks that a grid
+needs are found by their guards. Each result equals that of :func:`vramcalc.estimate` exactly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vramcalc.errors import InvalidValue
+from vramcalc.estimation import make_job
+from vramcalc.job import Job
+from vramcalc.ledger import stages
+from vramcalc.shadow.counts import Counts, count
+from vramcalc.shadow.dims import Symbols
+from vramcalc.specs import Gpu, LoRA, Method, ModelSpec, Stack, TrainingSpec
+from vramcalc.step import Sizes
+from vramcalc.walk import walk
+
+Ints = npt.NDArray[np.int64]
+_AXES = {"micro_batch_size": 1 << 20, "seq_len": 1 << 24, "rank": 1 << 20}
+"""What may be an array, and the largest value of each."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Peaks over a grid; all arrays have one shape.
+
+    Attributes:
+        job: model, method, training and recipe; its own batch, length and rank are the first point's.
+        micro_batch_size: of every point. [sequences]
+        seq_len: of every point. [tokens]
+        rank: of every point, None for methods that have none.
+        allocated_bytes: peak of live tensors. [B]
+        instant: what is going on at the peak.
+        walks: symbolic walks it took.
+    """
+
+    job: Job
+    micro_batch_size: Ints
+    seq_len: Ints
+    rank: Ints | None
+    allocated_bytes: Ints
+    instant: npt.NDArray[np.str_]
+    walks: int
+
+
+def estimate_grid(
+    model: str | ModelSpec,
+    method: str | Method = "lora",
+    *,
+    training: TrainingSpec | None = None,
+    stack: str | Stack = "transformers-trainer",
+    gpu: str | Gpu | None = None,
+    **settings: Any,
+) -> Grid:
+    """Peaks of live tensors for arrays of micro batch sizes, lengths and ranks.
+
+    ``micro_batch_size``, ``seq_len`` and ``rank`` may be arrays of whole numbers, broadcast against each other as
+    numpy does; everything else is as in :func:`vramcalc.estimate`.
+
+    Raises:
+        InvalidValue: an array of another type, out of range, or shapes that do not broadcast.
+        UnknownName: as ``estimate``.
+        Unsupported: as ``estimate``.
+    """
+    arrays = {n: _whole_numbers(n, v) for n in _AXES if (v := settings.pop(n, None)) is not None}
+    first = {n: int(a.flat[0]) for n, a in arrays.items()}
+    job, _ = make_job(model, method, training=training, stack=stack, gpu=gpu, **settings, **first)
+    sizes = Sizes.of(job)
+    given = (("micro_batch_size", sizes.batch), ("seq_len", sizes.seq), ("rank", sizes.rank))
+    try:
+        full = np.broadcast_arrays(*(arrays.get(n, np.asarray(own, dtype=np.int64)) for n, own in given))
+    except ValueError as err:
+        shapes = {n: a.shape for n, a in arrays.items()}
+        raise InvalidValue("arrays", shapes, "shapes that broadcast against each other") from err
+    batch, seq, rank = (a.ravel() for a in full)
+    peaks, names, walks = _evaluate(job, {"batch": batch, "seq": seq, "rank": rank})
+    shape = full[0].shape
+    return Grid(
+        job,
+        full[0].copy(),
+        full[1].copy(),
+        full[2].copy() if isinstance(job.method, LoRA) else None,
+        peaks.reshape(shape),
+        names.reshape(shape),
+        walks,
+    )
+
+
+def _whole_numbers(name: str, value: Any) -> Ints:
+    try:
+        array = np.asarray(value)
+    except ValueError:
+        array = np.empty(0)
+    if array.dtype.kind not in "iu" or array.size == 0:
+        raise InvalidValue(name, value, "a whole number or a non-empty array of them")
+    if array.min() < 1 or array.max() > _AXES[name]:
+        bad = array[(array < 1) | (array > _AXES[name])].flat[0]
+        raise InvalidValue(name, int(bad), f"between 1 and {_AXES[name]:,}")
+    return array.astype(np.int64)
+
+
+def _evaluate(job: Job, values: dict[str, Ints]) -> tuple[Ints, npt.NDArray[np.str_], int]:
+    n = len(values["batch"])
+    peaks, names = np.zeros(n, dtype=np.int64), np.empty(n, dtype="U48")
+    waiting = np.ones(n, dtype=bool)
+    walks = 0
+    while waiting.any():
+        at = int(waiting.argmax())
+        symbols = Symbols(**{k: int(v[at]) for k, v in values.items()})
+        counts, labels = _count(job, symbols)
+        mine = waiting & symbols.holds(values)
+        peaks[mine], row = counts.peaks({k: v[mine] for k, v in values.items()})
+        names[mine] = labels[row]
+        waiting &= ~mine
+        walks += 1
+    return peaks, names, walks
+
+
+def _count(job: Job, symbols: Symbols) -> tuple[Counts, npt.NDArray[np.str_]]:
+    """Moments that may be the highest, and what is going on at each."""
+    dims = symbols.dims
+    program, _ = walk(job, Sizes(dims["batch"], dims["seq"], dims["rank"]), steps=None)
+    counts = count(program, skip=frozenset({"load", "states"}))
+    named = stages(program)
+    return counts, np.array([named[m][1] for m in counts.moments])
