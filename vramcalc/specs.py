@@ -7,13 +7,12 @@ the common trainers.
 
 from __future__ import annotations
 
-import operator
 import re
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from vramcalc.errors import InvalidValue, UnknownName
+from vramcalc.spec_base import PositiveCount, Spec, alias, checked, whole
 
 DtypeName = Literal["float32", "bfloat16", "float16"]
 Checkpointing = Literal["none", "reentrant", "non_reentrant"]
@@ -45,103 +44,7 @@ _OPTIM_ALIASES = {"adamw_8bit": "adamw_bnb_8bit", "paged_adamw": "paged_adamw_32
 _CHECKPOINTING_ALIASES = {"non-reentrant": "non_reentrant", "off": "none"}
 
 
-def _alias(names: dict[str, str]) -> BeforeValidator:
-    return BeforeValidator(lambda v: names.get(v, v) if isinstance(v, str) else v)
-
-
-Dtype = Annotated[DtypeName, _alias(_DTYPE_ALIASES)]
-
-
-def _checked(*releases: str) -> BeforeValidator:
-    """A version string, cut to its minor release, that must be one whose behaviour has been checked."""
-
-    def check(value: object) -> object:
-        if not isinstance(value, str):
-            return value
-        minor = ".".join(value.split(".")[:2])
-        if minor not in releases:
-            raise ValueError(f"{' or '.join(releases)}: the memory of no other release has been checked against traces")
-        return minor
-
-    return BeforeValidator(check)
-
-
-def _index(value: object) -> object:
-    """Numpy's whole numbers are whole numbers; booleans are not."""
-    if isinstance(value, int):
-        return value
-    try:
-        return operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        return value
-
-
-PositiveCount = Annotated[int, Field(ge=1, le=1 << 20), BeforeValidator(_index)]
-"""A count of things; a million is beyond every real setting."""
-
-
-def _expected(error: dict[str, Any]) -> str:
-    """A pydantic error as the sentence after "expected"."""
-    ctx = error.get("ctx", {})
-    match error["type"]:
-        case "int_type" | "int_from_float" | "int_parsing":
-            return "a whole number"
-        case "float_type" | "finite_number" | "float_parsing":
-            return "a finite number"
-        case "bool_type":
-            return "True or False"
-        case "string_type":
-            return "a string"
-        case "greater_than_equal":
-            return f"at least {ctx['ge']:,}"
-        case "greater_than":
-            return f"more than {ctx['gt']:,}"
-        case "less_than_equal":
-            return f"at most {ctx['le']:,}"
-        case "less_than":
-            return f"less than {ctx['lt']:,}"
-        case "literal_error":
-            return f"one of {ctx['expected']}"
-        case "value_error":
-            return str(ctx["error"])
-        case "string_pattern_mismatch":
-            return f"text like {ctx['pattern']}"
-        case "missing":
-            return "a value, and none was given"
-        case _:
-            return str(error["msg"]).lower()
-
-
-class Spec(BaseModel):
-    """Base of all inputs: frozen, strict, unknown fields are errors.
-
-    Raises:
-        UnknownName: a field that the class does not have; near names are offered.
-        InvalidValue: a value of the wrong type or out of range. Booleans and numeric strings are not numbers.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-    def __init__(self, **data: Any) -> None:
-        try:
-            super().__init__(**data)
-        except ValidationError as err:
-            raise self._translated(err) from None
-
-    @classmethod
-    def _translated(cls, err: ValidationError) -> Exception:
-        first = err.errors()[0]
-        name = str(first["loc"][0]) if first["loc"] else cls.__name__
-        if first["type"] == "extra_forbidden":
-            return UnknownName(f"{cls.__name__} field", name, cls.model_fields)
-        value = first["input"] if first["type"] != "missing" else None
-        field = cls.model_fields.get(name)
-        remedy = "" if field is None or field.is_required() else "or leave it out"
-        return InvalidValue(name, value, _expected(dict(first)), remedy)
-
-    def replace(self, **changes: Any) -> Self:
-        """A copy with some fields changed, validated again."""
-        return type(self)(**{**{n: getattr(self, n) for n in type(self).model_fields}, **changes})
+Dtype = Annotated[DtypeName, alias(_DTYPE_ALIASES)]
 
 
 class ModelSpec(Spec):
@@ -247,11 +150,11 @@ class TrainingSpec(Spec):
 
     micro_batch_size: PositiveCount = 1
     """Sequences per forward pass (``per_device_train_batch_size``)."""
-    seq_len: Annotated[int, Field(ge=1, le=1 << 24), BeforeValidator(_index)] = 2048
+    seq_len: Annotated[int, Field(ge=1, le=1 << 24), BeforeValidator(whole)] = 2048
     """Tokens per sequence, padding included."""
     gradient_accumulation_steps: PositiveCount = 1
-    gradient_checkpointing: Annotated[Checkpointing, _alias(_CHECKPOINTING_ALIASES)] = "none"
-    optim: Annotated[OptimizerName, _alias(_OPTIM_ALIASES)] = "adamw_torch_fused"
+    gradient_checkpointing: Annotated[Checkpointing, alias(_CHECKPOINTING_ALIASES)] = "none"
+    optim: Annotated[OptimizerName, alias(_OPTIM_ALIASES)] = "adamw_torch_fused"
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     """Gradient clipping; 0 switches it off."""
     padded: bool = False
@@ -263,15 +166,15 @@ class Stack(Spec):
 
     name: str = "custom"
     """Preset this recipe came from."""
-    torch: Annotated[str, _checked("2.13")] = "2.13"
-    transformers: Annotated[str, _checked("5.23")] = "5.23"
-    peft: Annotated[str, _checked("0.21")] = "0.21"
-    bitsandbytes: Annotated[str, _checked("0.50")] = "0.50"
+    torch: Annotated[str, checked("2.13")] = "2.13"
+    transformers: Annotated[str, checked("5.23")] = "5.23"
+    peft: Annotated[str, checked("0.21")] = "0.21"
+    bitsandbytes: Annotated[str, checked("0.50")] = "0.50"
     dtype: Dtype = "bfloat16"
     """Dtype the weights are loaded in."""
-    autocast: Annotated[Literal["bfloat16", "float16"], _alias(_DTYPE_ALIASES)] | None = None
+    autocast: Annotated[Literal["bfloat16", "float16"], alias(_DTYPE_ALIASES)] | None = None
     """``torch.autocast`` around the forward pass; float16 brings loss scaling with it."""
-    adapter_dtype: Annotated[DtypeName | Literal["weights"], _alias(_DTYPE_ALIASES)] = "float32"
+    adapter_dtype: Annotated[DtypeName | Literal["weights"], alias(_DTYPE_ALIASES)] = "float32"
     """Dtype of adapters. ``float32``: PEFT raises 16-bit ones, its default; ``weights``: that of their layers; a 16-bit
     name: the trainer casts everything that trains, as TRL does for QLoRA."""
     prepare_model_for_kbit_training: bool = True

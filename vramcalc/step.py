@@ -9,8 +9,10 @@ from vramcalc.families import FAMILIES
 from vramcalc.families.llama import Cache, Context
 from vramcalc.job import Job
 from vramcalc.shadow import losses, ops, optim
-from vramcalc.shadow.autograd import Engine, Parameter
+from vramcalc.shadow.autograd import Engine
 from vramcalc.shadow.dims import Size, product
+from vramcalc.shadow.gradients import GradScaler, clip_grad_norm
+from vramcalc.shadow.graph import Parameter
 from vramcalc.shadow.kernels import cublas_workspace_bytes
 from vramcalc.shadow.tape import ITEMSIZE, Storage, Tape, Tensor
 from vramcalc.specs import FullFineTuning, LoRA, Stack
@@ -69,7 +71,7 @@ class Loop:
         methods.attach(self.net, job.method, stack, sizes.rank)
         self.trainable = list(dict.fromkeys(p for p in self.net.parameters() if p.trainable))
         self.optimizer = optim.build(training.optim, e, _groups(self.trainable, stack), self._wide())
-        self.scaler = optim.GradScaler(e) if stack.autocast == "float16" else None
+        self.scaler = GradScaler(e) if stack.autocast == "float16" else None
         self._workspaces: dict[str, Storage] = {}
         self._kept: Outputs | None = None
 
@@ -192,7 +194,7 @@ class Loop:
         if self.job.training.max_grad_norm:
             if self.scaler is not None:
                 self.scaler.unscale()
-            optim.clip_grad_norm(self.engine, self.trainable, sum(map(self._repeats, self.trainable)))
+            clip_grad_norm(self.engine, self.trainable, sum(map(self._repeats, self.trainable)))
         self.optimizer.step()
         if self.scaler is not None:
             self.scaler.update()

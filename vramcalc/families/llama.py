@@ -10,8 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from vramcalc.shadow import attention, ops
-from vramcalc.shadow.autograd import Engine, Leaf
+from vramcalc.shadow.autograd import Engine
 from vramcalc.shadow.dims import Size
+from vramcalc.shadow.graph import Leaf
 from vramcalc.shadow.masks import causal_mask
 from vramcalc.shadow.modules import Factory, Module, TiedHead
 from vramcalc.shadow.tape import Storage, Tensor

@@ -7,8 +7,8 @@ import re
 from vramcalc.errors import InvalidValue
 from vramcalc.families.llama import CausalLM
 from vramcalc.shadow import ops
-from vramcalc.shadow.autograd import Parameter
 from vramcalc.shadow.dims import Size
+from vramcalc.shadow.graph import Parameter
 from vramcalc.shadow.modules import Embedding, Linear, Module, TiedHead
 from vramcalc.shadow.quant import Linear4bit
 from vramcalc.shadow.tape import Tensor

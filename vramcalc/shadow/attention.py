@@ -6,8 +6,9 @@ Queries, keys and values are ``(batch, heads, seq, head_dim)``; results are ``(b
 from __future__ import annotations
 
 from vramcalc.shadow import kernels, ops
-from vramcalc.shadow.autograd import Engine, Gradients
+from vramcalc.shadow.autograd import Engine
 from vramcalc.shadow.dims import ceil_to
+from vramcalc.shadow.graph import Gradients
 from vramcalc.shadow.ops import Saved, in_kernel
 from vramcalc.shadow.tape import ITEMSIZE, Shape, Storage, Tensor
 

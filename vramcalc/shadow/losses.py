@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vramcalc.shadow import ops
-from vramcalc.shadow.autograd import Engine, Gradients, Parameter
+from vramcalc.shadow.autograd import Engine
 from vramcalc.shadow.dims import Size, minimum
+from vramcalc.shadow.graph import Gradients, Parameter
 from vramcalc.shadow.ops import Saved
 from vramcalc.shadow.tape import Shape, Storage, Tensor
 

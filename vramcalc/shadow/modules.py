@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vramcalc.shadow import ops
-from vramcalc.shadow.autograd import Engine, Parameter
+from vramcalc.shadow.autograd import Engine
 from vramcalc.shadow.dims import Size
+from vramcalc.shadow.graph import Parameter
 from vramcalc.shadow.tape import Tensor
 
 

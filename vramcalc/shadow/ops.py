@@ -7,8 +7,9 @@ never tensors: those are what ``saved`` is for.
 
 from __future__ import annotations
 
-from vramcalc.shadow.autograd import Engine, Gradients, Parameter
+from vramcalc.shadow.autograd import Engine
 from vramcalc.shadow.dims import Size
+from vramcalc.shadow.graph import Gradients, Parameter
 from vramcalc.shadow.kernels import Buffers, embedding_backward
 from vramcalc.shadow.tape import Storage, Tensor, promote
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from vramcalc.shadow import kernels, ops
-from vramcalc.shadow.autograd import Engine, Gradients, Parameter
+from vramcalc.shadow.autograd import Engine
+from vramcalc.shadow.graph import Gradients, Parameter
 from vramcalc.shadow.modules import Module
 from vramcalc.shadow.ops import in_kernel
 from vramcalc.shadow.tape import ITEMSIZE, Storage, Tape, Tensor

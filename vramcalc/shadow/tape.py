@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from vramcalc.shadow.dims import Size
 
 if TYPE_CHECKING:
-    from vramcalc.shadow.autograd import Node
+    from vramcalc.shadow.graph import Node
 
 Shape = tuple[Size, ...]
 

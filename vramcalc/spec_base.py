@@ -1,0 +1,107 @@
+"""What all inputs have in common: frozen, strict, with errors that say what was expected."""
+
+from __future__ import annotations
+
+import operator
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from vramcalc.errors import InvalidValue, UnknownName
+
+
+def alias(names: dict[str, str]) -> BeforeValidator:
+    """Other spellings of a value."""
+    return BeforeValidator(lambda v: names.get(v, v) if isinstance(v, str) else v)
+
+
+def checked(*releases: str) -> BeforeValidator:
+    """A version string, cut to its minor release, that must be one whose behaviour has been checked."""
+
+    def check(value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        minor = ".".join(value.split(".")[:2])
+        if minor not in releases:
+            raise ValueError(f"{' or '.join(releases)}: the memory of no other release has been checked against traces")
+        return minor
+
+    return BeforeValidator(check)
+
+
+def whole(value: object) -> object:
+    """Numpy's whole numbers are whole numbers; booleans are not."""
+    if isinstance(value, int):
+        return value
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return value
+
+
+PositiveCount = Annotated[int, Field(ge=1, le=1 << 20), BeforeValidator(whole)]
+"""A count of things; a million is beyond every real setting."""
+
+
+def _expected(error: dict[str, Any]) -> str:
+    """A pydantic error as the sentence after "expected"."""
+    ctx = error.get("ctx", {})
+    match error["type"]:
+        case "int_type" | "int_from_float" | "int_parsing":
+            return "a whole number"
+        case "float_type" | "finite_number" | "float_parsing":
+            return "a finite number"
+        case "bool_type":
+            return "True or False"
+        case "string_type":
+            return "a string"
+        case "greater_than_equal":
+            return f"at least {ctx['ge']:,}"
+        case "greater_than":
+            return f"more than {ctx['gt']:,}"
+        case "less_than_equal":
+            return f"at most {ctx['le']:,}"
+        case "less_than":
+            return f"less than {ctx['lt']:,}"
+        case "literal_error":
+            return f"one of {ctx['expected']}"
+        case "value_error":
+            return str(ctx["error"])
+        case "string_pattern_mismatch":
+            return f"text like {ctx['pattern']}"
+        case "missing":
+            return "a value, and none was given"
+        case _:
+            return str(error["msg"]).lower()
+
+
+class Spec(BaseModel):
+    """Base of all inputs: frozen, strict, unknown fields are errors.
+
+    Raises:
+        UnknownName: a field that the class does not have; near names are offered.
+        InvalidValue: a value of the wrong type or out of range. Booleans and numeric strings are not numbers.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    def __init__(self, **data: Any) -> None:
+        try:
+            super().__init__(**data)
+        except ValidationError as err:
+            raise self._translated(err) from None
+
+    @classmethod
+    def _translated(cls, err: ValidationError) -> Exception:
+        first = err.errors()[0]
+        name = str(first["loc"][0]) if first["loc"] else cls.__name__
+        if first["type"] == "extra_forbidden":
+            return UnknownName(f"{cls.__name__} field", name, cls.model_fields)
+        value = first["input"] if first["type"] != "missing" else None
+        field = cls.model_fields.get(name)
+        remedy = "" if field is None or field.is_required() else "or leave it out"
+        return InvalidValue(name, value, _expected(dict(first)), remedy)
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some fields changed, validated again."""
+        return type(self)(**{**{n: getattr(self, n) for n in type(self).model_fields}, **changes})
