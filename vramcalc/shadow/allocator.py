@@ -1,0 +1,222 @@
+"""torch's CUDA caching allocator, block by block.
+
+One stream, one thread, no graph capture. ``garbage_collection_threshold`` is off; ``max_non_split_rounding_mb`` and
+``large_segment_size_mb`` are at their default of 20. Where ``cudaMalloc`` puts a segment is unknown; here each lies
+behind all before it, so that among equal free blocks that of the oldest segment is taken.
+
+Sizes are in units of 512 bytes inside; arguments and results are bytes.
+
+References:
+    pytorch c10/cuda/CUDACachingAllocator.cpp: ``round_size``, ``get_allocation_size``, ``get_free_block``,
+    ``should_split``, ``alloc_block``, ``release_available_cached_blocks``, ``release_cached_blocks``;
+    c10/core/AllocatorConfig.cpp;
+    docs/source/notes/cuda.rst, "Optimizing memory usage with PYTORCH_CUDA_ALLOC_CONF".
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from dataclasses import dataclass
+
+from vramcalc.errors import DoesNotFit, InvalidValue
+from vramcalc.shadow.blocks import LARGE_SEGMENT, MIN_LARGE, ROUND_LARGE, SHIFT, SMALL, SMALL_SEGMENT, UNIT, Block, Pool
+from vramcalc.shadow.expandable import ExpandableSegments
+from vramcalc.units import MIB
+
+UNLIMITED = 1 << 62
+
+
+@dataclass(frozen=True)
+class AllocatorSettings:
+    """What ``PYTORCH_CUDA_ALLOC_CONF`` (``PYTORCH_ALLOC_CONF``) can change, and what the device has.
+
+    Attributes:
+        expandable_segments: one growing segment per pool instead of many.
+        max_split_size_bytes: blocks from this size on are never split, ``max_split_size_mb``. [B]
+        roundup_power2_divisions: requests are rounded up to one of so many steps between powers of two; one number
+            for all sizes.
+        limit_bytes: memory that segments or pages can be made of; beyond it what is unused is given back first.
+            The same as ``set_per_process_memory_fraction``, but for expandable segments, where torch holds that
+            fraction against the segment it would have made without them. [B]
+
+    Raises:
+        InvalidValue: a value that torch refuses.
+    """
+
+    expandable_segments: bool = False
+    max_split_size_bytes: int | None = None
+    roundup_power2_divisions: int = 0
+    limit_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        split, divisions = self.max_split_size_bytes, self.roundup_power2_divisions
+        if split is not None and (split < LARGE_SEGMENT * UNIT or split % MIB):
+            raise InvalidValue("max_split_size_bytes", split, "whole MiB, at least 20", "or None to split every block")
+        if divisions < 0 or divisions & (divisions - 1):
+            raise InvalidValue("roundup_power2_divisions", divisions, "a power of two", "or 0 not to round")
+
+
+class CachingAllocator:
+    """The allocator of one device.
+
+    Attributes:
+        allocated_bytes: in blocks that are in use, unsplit remainders included; ``torch.cuda.memory_allocated()``.
+        reserved_bytes: in segments; ``torch.cuda.memory_reserved()``.
+        peak_allocated_bytes: highest ``allocated_bytes`` since ``reset_peaks``.
+        peak_reserved_bytes: highest ``reserved_bytes`` since ``reset_peaks``.
+        retries: times everything unused was given back because the limit was reached.
+    """
+
+    def __init__(self, settings: AllocatorSettings | None = None) -> None:
+        s = settings or AllocatorSettings()
+        self._expandable = ExpandableSegments(self._reserve) if s.expandable_segments else None
+        self._small, self._large = Pool(True, 0), Pool(False, 0 if s.expandable_segments else SMALL)
+        self._allocated = self._reserved = self._peak_allocated = self._peak_reserved = 0
+        self._oversize = s.max_split_size_bytes // UNIT if s.max_split_size_bytes is not None else UNLIMITED
+        self._unsplit = UNLIMITED if s.expandable_segments else self._oversize
+        self._divisions = s.roundup_power2_divisions
+        self._limit = s.limit_bytes // UNIT if s.limit_bytes is not None else UNLIMITED
+        self._next_address = 0
+        self.retries = 0
+
+    @property
+    def allocated_bytes(self) -> int:
+        """Bytes in blocks that are in use."""
+        return self._allocated * UNIT
+
+    @property
+    def reserved_bytes(self) -> int:
+        """Bytes in segments."""
+        return self._reserved * UNIT
+
+    @property
+    def peak_allocated_bytes(self) -> int:
+        """Highest ``allocated_bytes``."""
+        return self._peak_allocated * UNIT
+
+    @property
+    def peak_reserved_bytes(self) -> int:
+        """Highest ``reserved_bytes``."""
+        return self._peak_reserved * UNIT
+
+    def reset_peaks(self) -> None:
+        """``torch.cuda.reset_peak_memory_stats()``."""
+        self._peak_allocated, self._peak_reserved = self._allocated, self._reserved
+
+    # -- requests ----------------------------------------------------------------------------------------------------
+
+    def _round(self, n_bytes: int) -> int:
+        divisions = self._divisions
+        if n_bytes <= UNIT * divisions:
+            return -(-n_bytes // UNIT) or 1
+        step = (1 << (n_bytes.bit_length() - 1)) // divisions
+        return -(-n_bytes // step) * step // UNIT
+
+    def malloc(self, n_bytes: int) -> Block:
+        """Give out a block.
+
+        Args:
+            n_bytes: more than none: for an empty tensor torch does not ask its allocator.
+
+        Raises:
+            DoesNotFit: the limit leaves no room, even with everything unused given back.
+        """
+        size = self._round(n_bytes) if self._divisions > 1 else -(-n_bytes // UNIT) or 1
+        pool = self._small if size <= SMALL else self._large
+        keys = pool.keys
+        i = bisect_left(keys, size << SHIFT)
+        if self._expandable is not None and i < len(keys):
+            i = self._expandable.choose(pool, i)
+        if i < len(keys) and (self._oversize == UNLIMITED or self._accepts(keys[i] >> SHIFT, size)):
+            block = pool.blocks.pop(keys.pop(i))
+        else:
+            block = self._grow(pool, size)
+        left = block.size - size
+        if left > pool.keeps and size < self._unsplit:
+            following = block.next
+            rest = Block(pool, block.address + size, left, block, following)
+            if following is not None:
+                following.prev = rest
+            block.next, block.size = rest, size
+            key = left << SHIFT | rest.address
+            insort(keys, key)
+            pool.blocks[key] = rest
+        block.used = True
+        self._allocated += block.size
+        if self._allocated > self._peak_allocated:
+            self._peak_allocated = self._allocated
+        return block
+
+    def free(self, block: Block) -> None:
+        """Take a block back and merge it with its free neighbours."""
+        self._allocated -= block.size
+        block.used = False
+        block.pool.take_back(block)
+
+    def _accepts(self, found: int, size: int) -> bool:
+        """Whether a free block may serve a request under ``max_split_size``."""
+        return found < self._oversize if size < self._oversize else found < size + LARGE_SEGMENT
+
+    # -- segments ----------------------------------------------------------------------------------------------------
+
+    def _grow(self, pool: Pool, size: int) -> Block:
+        """Take memory from the device, giving back what is unused if it has none left."""
+        block = self._segment(pool, size)
+        if block is None and self._release_oversize(pool, size):
+            block = self._segment(pool, size)
+        if block is None:
+            self.retries += 1
+            self.empty_cache()
+            block = self._segment(pool, size)
+        if block is None:
+            raise DoesNotFit(
+                f"out of memory: {size * UNIT:,} bytes asked for with {self.allocated_bytes:,} in use and "
+                f"{self.reserved_bytes:,} reserved, limit {self._limit * UNIT:,}; raise limit_bytes or ask for less"
+            )
+        return block
+
+    def _segment(self, pool: Pool, size: int) -> Block | None:
+        if self._expandable is not None:
+            return self._expandable.grow(pool, size)
+        if size <= SMALL:
+            n = SMALL_SEGMENT
+        elif size < MIN_LARGE:
+            n = LARGE_SEGMENT
+        else:
+            n = -(-size // ROUND_LARGE) * ROUND_LARGE
+        if not self._reserve(n):
+            return None
+        block = Block(pool, self._next_address, n, None, None)
+        self._next_address += n
+        return block
+
+    def _reserve(self, n: int) -> bool:
+        if self._reserved + n > self._limit:
+            return False
+        self._reserved += n
+        if self._reserved > self._peak_reserved:
+            self._peak_reserved = self._reserved
+        return True
+
+    def _release_oversize(self, pool: Pool, size: int) -> bool:
+        """Give back the free block never split that has room, or as many as have it together; whether they do."""
+        wanted, released, keys = max(size, self._oversize), 0, pool.keys
+        while keys and released < wanted and self._expandable is None:
+            i = min(bisect_left(keys, wanted << SHIFT), len(keys) - 1)
+            n = keys[i] >> SHIFT
+            if n < self._oversize:
+                break
+            del pool.blocks[keys.pop(i)]
+            self._reserved -= n
+            released += n
+        return released >= wanted
+
+    def empty_cache(self) -> None:
+        """``torch.cuda.empty_cache()``: give back segments, or pages, that hold nothing."""
+        for pool in (self._small, self._large):
+            for block in list(pool.blocks.values()):
+                if self._expandable is not None:
+                    self._reserved -= self._expandable.shrink(block)
+                elif block.prev is None and block.next is None:
+                    pool.remove(block)
+                    self._reserved -= block.size
