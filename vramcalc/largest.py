@@ -1,0 +1,157 @@
+"""The largest micro batch, and the longest sequence, that fit a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from vramcalc import catalog
+from vramcalc.errors import DoesNotFit, InvalidValue
+from vramcalc.estimation import estimate_job, make_job
+from vramcalc.job import Job
+from vramcalc.specs import Gpu, Method, ModelSpec
+from vramcalc.units import gib
+from vramcalc.verdicts import Status, Verdict, verdict
+
+EITHER: tuple[Status, ...] = ("fits", "tight")
+
+
+@dataclass(frozen=True)
+class Largest:
+    """The largest value of a setting that fits.
+
+    Attributes:
+        setting: its name.
+        value: the largest that fits, be it tightly.
+        comfortable: the largest that fits with a margin, None when none does.
+        verdict: at ``value``.
+        limited_by: ``memory``, ``limit`` or ``max_position_embeddings``.
+    """
+
+    setting: str
+    value: int
+    comfortable: int | None
+    verdict: Verdict
+    limited_by: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; field names are stable."""
+        return {
+            "setting": self.setting,
+            "value": self.value,
+            "comfortable": self.comfortable,
+            "limited_by": self.limited_by,
+            **self.verdict.to_dict(remedies=False),
+        }
+
+    def __str__(self) -> str:
+        from vramcalc.render import largest_text
+
+        return largest_text(self)
+
+
+def max_micro_batch_size(
+    model: str | ModelSpec, method: str | Method = "lora", *, gpu: str | Gpu, limit: int = 4096, **settings: Any
+) -> Largest:
+    """The largest micro batch that fits a GPU.
+
+    Args:
+        model: as in :func:`vramcalc.estimate`.
+        method: as in ``estimate``.
+        gpu: an id or a spec.
+        limit: where the search stops.
+        **settings: as in ``estimate``.
+
+    Raises:
+        DoesNotFit: not even one sequence fits.
+        InvalidValue: a limit below 1, or ``micro_batch_size`` among the settings.
+    """
+    return _search(model, method, gpu, "micro_batch_size", limit, settings)
+
+
+def max_seq_len(
+    model: str | ModelSpec, method: str | Method = "lora", *, gpu: str | Gpu, limit: int | None = None, **settings: Any
+) -> Largest:
+    """The longest sequence that fits a GPU.
+
+    Args:
+        model: as in :func:`vramcalc.estimate`.
+        method: as in ``estimate``.
+        gpu: an id or a spec.
+        limit: where the search stops, by default the model's ``max_position_embeddings``.
+        **settings: as in ``estimate``.
+
+    Raises:
+        DoesNotFit: not even one token fits.
+        InvalidValue: a limit below 1, or ``seq_len`` among the settings.
+    """
+    return _search(model, method, gpu, "seq_len", limit, settings)
+
+
+def _search(
+    model: str | ModelSpec,
+    method: str | Method,
+    gpu: str | Gpu,
+    setting: str,
+    limit: int | None,
+    settings: dict[str, Any],
+) -> Largest:
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+        raise InvalidValue("limit", limit, "a whole number, at least 1")
+    if setting in settings:
+        raise InvalidValue(setting, settings[setting], "no value, as it is what is searched for", "use limit=")
+    device = catalog.gpu(gpu)
+    job, _ = make_job(model, method, gpu=device, **settings)
+    ceiling = limit or job.model.max_position_embeddings
+    value = largest_value(job, device, setting, ceiling)
+    try:
+        comfortable = largest_value(job, device, setting, value, accept=("fits",))
+    except DoesNotFit:
+        comfortable = None
+    reached = "memory" if value < ceiling else "limit" if limit else "max_position_embeddings"
+    return Largest(setting, value, comfortable, _at(job, device, setting, value), reached)
+
+
+def largest_value(job: Job, gpu: Gpu, setting: str, ceiling: int, *, accept: Sequence[Status] = EITHER) -> int:
+    """The largest value up to ``ceiling`` with a verdict among ``accept``.
+
+    Live tensors alone bound the value from above, by one symbolic grid; the allocator is asked below that bound.
+
+    Raises:
+        DoesNotFit: not even 1.
+    """
+    low, high = 0, _bound(job, gpu, setting, ceiling)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if _at(job, gpu, setting, middle).status in accept:
+            low = middle
+        else:
+            high = middle - 1
+    if not low:
+        smallest = _at(job, gpu, setting, 1)
+        raise DoesNotFit(
+            f"even {setting} 1 does not fit {gpu.gpu_id}: {gib(smallest.needed_bytes)} needed, "
+            f"{gib(gpu.usable_bytes)} usable; 'vramcalc estimate' with this GPU lists what would help"
+        )
+    return low
+
+
+def _at(job: Job, gpu: Gpu, setting: str, value: int) -> Verdict:
+    changed = replace(job, training=job.training.replace(**{setting: value}))
+    return verdict(estimate_job(changed, gpu))
+
+
+def _bound(job: Job, gpu: Gpu, setting: str, ceiling: int) -> int:
+    """A value that no fitting one exceeds."""
+    import numpy as np
+
+    from vramcalc.grid import estimate_grid
+
+    room = gpu.usable_bytes - estimate_job(job, gpu).context.n_bytes
+    values = np.unique(np.concatenate([np.arange(1, min(ceiling, 64) + 1), np.geomspace(1, ceiling, 4096).astype(int)]))
+    peaks = estimate_grid(
+        job.model, job.method, training=job.training, stack=job.stack, gpu=gpu, **{setting: values}
+    ).allocated_bytes
+    above = values[peaks > room]
+    return int(above[0]) - 1 if len(above) else ceiling

@@ -1,0 +1,117 @@
+"""An estimate held against a GPU's memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+from vramcalc import catalog
+from vramcalc.errors import DoesNotFit, InvalidValue
+from vramcalc.estimation import Estimate, estimate_job
+from vramcalc.shadow.allocator import AllocatorSettings
+from vramcalc.specs import Gpu
+from vramcalc.units import gib
+
+if TYPE_CHECKING:
+    from vramcalc.remedies import Remedy
+
+Status = Literal["fits", "tight", "does not fit"]
+MARGIN = 0.03
+"""Share of a GPU's memory that a job has to leave free to be called safe; assumed, no calibration stands behind it."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a job fits a GPU.
+
+    Attributes:
+        status: ``fits``; ``tight``: little to spare, or only because torch gives cached memory back; ``does not fit``.
+        estimate: of the job.
+        gpu: the device.
+        usable_bytes: what the job can have. [B]
+        needed_bytes: what the process takes when memory is plenty. [B]
+        reason: the status in words.
+    """
+
+    status: Status
+    estimate: Estimate
+    gpu: Gpu
+    usable_bytes: int
+    needed_bytes: int
+    reason: str
+
+    @property
+    def headroom_bytes(self) -> int:
+        """What is left over, negative when it is too little. [B]"""
+        return self.usable_bytes - self.needed_bytes
+
+    @cached_property
+    def remedies(self) -> tuple[Remedy, ...]:
+        """Changes that lower the need, the least intrusive first; worked out by estimating again."""
+        from vramcalc.remedies import remedies
+
+        return tuple(remedies(self))
+
+    def to_dict(self, *, remedies: bool = True) -> dict[str, Any]:
+        """Plain values; field names are stable."""
+        found: dict[str, Any] = {
+            "status": self.status,
+            "gpu": self.gpu.gpu_id,
+            "gpu_uuid": self.gpu.uuid,
+            "usable_bytes": self.usable_bytes,
+            "needed_bytes": self.needed_bytes,
+            "headroom_bytes": self.headroom_bytes,
+            "reason": self.reason,
+        }
+        if remedies:
+            found["remedies"] = [r.to_dict() for r in self.remedies] if self.status != "fits" else []
+        return found
+
+    def __str__(self) -> str:
+        from vramcalc.render import verdict_text
+
+        return verdict_text(self)
+
+    def _repr_html_(self) -> str:
+        from vramcalc.render_html import verdict_html
+
+        return verdict_html(self)
+
+
+def verdict(estimated: Estimate, gpu: str | Gpu | None = None) -> Verdict:
+    """Hold an estimate against a GPU.
+
+    Args:
+        estimated: an estimate made for that GPU, or for none.
+        gpu: an id or a spec; by default the one the estimate was made for.
+
+    Raises:
+        InvalidValue: no GPU at all.
+    """
+    device = estimated.gpu if gpu is None else catalog.gpu(gpu)
+    if device is None:
+        raise InvalidValue("gpu", None, "a GPU to hold the estimate against", "name one, such as 'rtx-4090'")
+    if estimated.job.compute_capability != device.capability:
+        estimated = estimate_job(replace(estimated.job, compute_capability=device.capability), device)
+    elif estimated.gpu != device:
+        estimated = estimated.on(device)
+    usable, needed = device.usable_bytes, estimated.process_bytes
+    status, reason = _judge(estimated, usable, needed)
+    return Verdict(status, estimated, device, usable, needed, reason)
+
+
+def _judge(estimated: Estimate, usable: int, needed: int) -> tuple[Status, str]:
+    if needed <= usable * (1 - MARGIN):
+        return "fits", f"{gib(usable - needed)} to spare"
+    if needed <= usable:
+        return "tight", f"only {gib(usable - needed)} to spare"
+    room = usable - estimated.context.n_bytes
+    if estimated.allocated_bytes <= room:
+        expandable = estimated.job.stack.expandable_segments
+        try:
+            estimated.walks.replay(AllocatorSettings(expandable_segments=expandable, limit_bytes=room))
+        except DoesNotFit:
+            return "does not fit", f"{gib(needed - usable)} too much, and fragmentation leaves no room"
+        return "tight", "only as torch gives cached memory back under pressure, which costs time"
+    return "does not fit", f"{gib(needed - usable)} too much"
