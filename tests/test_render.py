@@ -1,0 +1,429 @@
+"""Printouts and HTML say what the numbers are: parts sum to their whole, the recipe is told, names are escaped."""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import cache
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+from command import run
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from vramcalc import Estimate, Gpu, ModelSpec, Verdict, estimate, fit, max_micro_batch_size, verdict
+from vramcalc.describe import method_line, recipe_lines, shared_recipe_lines
+from vramcalc.errors import InvalidValue, VramcalcError
+from vramcalc.ledger import GROUPS
+from vramcalc.presets import PRESETS
+from vramcalc.render import estimate_text, fit_text, table
+from vramcalc.render_html import COLOURS, estimate_html
+from vramcalc.specs import QLoRA, Stack, TrainingSpec
+from vramcalc.units import GIB, KIB, MIB, gib, human_bytes, parse_bytes, round_up
+
+MODEL = ModelSpec(
+    name="<b>small</b> & \"quoted\" 'model'",
+    model_type="qwen2",
+    hidden_size=896,
+    intermediate_size=4864,
+    num_hidden_layers=5,
+    num_attention_heads=14,
+    num_key_value_heads=2,
+    head_dim=64,
+    vocab_size=151936,
+    max_position_embeddings=32768,
+)
+DEVICE = Gpu(
+    gpu_id="<gpu&1>",
+    name="any",
+    architecture="Ampere",
+    compute_capability="8.0",
+    total_bytes=24 * GIB,
+    total_basis="given",
+)
+METHODS = ("full", "lora", "qlora")
+methods = pytest.mark.parametrize("method", METHODS)
+stacks = pytest.mark.parametrize("stack", PRESETS)
+
+
+@cache
+def made(method: str = "lora", gpu: Gpu | None = None, **settings: Any) -> Estimate:
+    return estimate(MODEL, method, gpu=gpu, **settings)
+
+
+def rounded(text: str) -> int:
+    """Bytes of what is printed with two decimals."""
+    return round(float(text.removesuffix(" GiB")) * GIB)
+
+
+NEAR = GIB // 100
+"""The last digit of what is printed."""
+
+
+# -- text --------------------------------------------------------------------------------------------------------------
+
+
+def part(text: str, title: str) -> list[list[str]]:
+    """Cells of the table under a title."""
+    lines = text.split(title, 1)[1].split("\n\n")[0].splitlines()[1:]
+    return [re.split(r"  +", line.strip()) for line in lines]
+
+
+@methods
+@stacks
+def test_printed_groups_sum_to_the_peak_and_to_a_hundred_percent(method: str, stack: str) -> None:
+    found = made(method, stack=stack)
+    rows = part(str(found), "Memory at the peak")
+    assert [row[0] for row in rows] == [group for group in GROUPS if group in found.groups]
+    whole = found.allocated_bytes + found.context.n_bytes
+    assert abs(sum(rounded(row[1]) for row in rows) - whole) <= NEAR * len(rows)
+    assert abs(sum(float(row[2].removesuffix(" %")) for row in rows) - 100) < 0.1 * len(rows)
+    assert all(set(row[3]) == {"#"} for row in rows)
+
+
+@methods
+def test_the_three_numbers_are_printed_with_what_they_are(method: str) -> None:
+    found = made(method)
+    text = str(found)
+    for name, n_bytes in (
+        ("allocated", found.allocated_bytes),
+        ("reserved", found.reserved_bytes),
+        ("process", found.process_bytes),
+    ):
+        assert re.search(rf"\n  {name} +{gib(n_bytes)}  \w+", text)
+
+
+@methods
+@stacks
+def test_every_instant_is_printed_and_the_highest_two_are_marked(method: str, stack: str) -> None:
+    found = made(method, stack=stack)
+    rows = part(str(found), "Instants, in the order of the step")
+    assert [(row[0], row[1]) for row in rows] == [(i.name, gib(i.n_bytes)) for i in found.instants]
+    marked = {row[2]: row[0] for row in rows if len(row) > 2}
+    assert marked == {"<- peak": found.peak.name, "<- runner-up": found.runner_up.name}
+
+
+@pytest.mark.parametrize("largest", [1, 5, 12, 10_000])
+def test_the_largest_rows_and_the_rest_are_all_rows(largest: int) -> None:
+    found = made()
+    lines = estimate_text(found, largest=largest).split("Largest rows at the peak\n")[1].split("\n\n")[0].splitlines()
+    shown = [line for line in lines[1:-1] if re.match(r" +[\d,.]+ [KMG]?i?B ", line)]
+    assert len(shown) == min(largest, len(found.rows))
+    assert lines[-1].endswith(f" {len(found.rows) - len(shown)} more rows")
+
+
+def test_optimizer_states_in_managed_memory_are_named() -> None:
+    found = made("full", optim="paged_adamw_8bit")
+    assert re.search(rf"\n  paged +{gib(found.paged_bytes)}  optimizer state in managed memory", str(found))
+    assert "\n  paged" not in str(made("full"))
+
+
+@pytest.mark.parametrize(("stack", "method"), [*zip(PRESETS, ("full", "lora", "qlora", "lora"), strict=True)])
+def test_no_printout_is_wider_than_a_hundred_columns(stack: str, method: str) -> None:
+    found = made(method, DEVICE, stack=stack, micro_batch_size=8, seq_len=8192)
+    verdicts = [verdict(found), verdict(found, "a100-sxm-80"), verdict(found, "rtx-4070-ti-super")]
+    for text in (str(found), str(verdicts[0]), fit_text(verdicts)):
+        assert max(map(len, text.splitlines())) <= 100
+
+
+SETTINGS: dict[str, tuple[Any, ...]] = {
+    "micro_batch_size": (2,),
+    "seq_len": (1024,),
+    "gradient_accumulation_steps": (3,),
+    "gradient_checkpointing": ("none", "reentrant", "non_reentrant"),
+    "optim": ("sgd", "adamw_torch", "adamw_bnb_8bit"),
+    "max_grad_norm": (0.0, 1.0),
+    "padded": (True, False),
+    "dtype": ("float32", "float16"),
+    "autocast": ("bfloat16", "float16", None),
+    "adapter_dtype": ("weights", "float32", "bfloat16"),
+    "prepare_model_for_kbit_training": (True, False),
+    "attn_implementation": ("eager",),
+    "sdpa_kernel": ("math", "efficient"),
+    "loss": ("full", "chunked", "fused_linear"),
+    "use_cache": (True, False),
+    "keeps_outputs": (True, False),
+    "outputs_to_float32": (True, False),
+    "zero_grad": ("start", "end"),
+    "bnb_embeddings_32bit": (True, False),
+    "decay_groups": (True, False),
+    "expandable_segments": (True, False),
+    "empty_cache_steps": (2, None),
+    "rank": (8,),
+    "lora_dropout": (0.1,),
+    "target_modules": (["q_proj"],),
+    "modules_to_save": (["lm_head"],),
+    "bnb_4bit_quant_type": ("fp4",),
+    "bnb_4bit_use_double_quant": (False,),
+    "bnb_4bit_compute_dtype": ("float32",),
+}
+NO_BYTES = {"kind", "name", "lora_alpha", "torch", "transformers", "peft", "bitsandbytes"}
+RESERVED_ONLY = {"expandable_segments", "empty_cache_steps"}
+
+
+def test_every_setting_is_tried() -> None:
+    known = {name for spec in (TrainingSpec, Stack, QLoRA) for name in spec.model_fields}
+    assert known == {*SETTINGS, *NO_BYTES}
+
+
+@methods
+@stacks
+@pytest.mark.parametrize("job", [{"optim": "adamw_bnb_8bit"}, {"keeps_outputs": True, "use_cache": True}], ids=str)
+def test_nothing_that_changes_memory_goes_unsaid(method: str, stack: str, job: dict[str, Any]) -> None:
+    usual = {"stack": stack, "seq_len": 64, **job}
+    base = estimate(MODEL, method, **usual)
+    for name, values in SETTINGS.items():
+        for value in values:
+            try:
+                other = estimate(MODEL, method, **{**usual, name: value})
+            except VramcalcError:
+                continue
+            more = name in RESERVED_ONLY and getattr(base.job.stack, name) != value
+            if more or (other.instants, other.trainable_params) != (base.instants, base.trainable_params):
+                told = [(method_line(e.job), *recipe_lines(e.job)) for e in (base, other)]
+                assert told[0] != told[1], (name, value)
+
+
+@stacks
+def test_the_recipe_names_its_preset_and_the_releases(stack: str) -> None:
+    lines = recipe_lines(made(stack=stack).job)
+    assert lines[0].startswith(f"{stack}: ")
+    assert lines[-1] == "torch 2.13, transformers 5.23, peft 0.21, bitsandbytes 0.50"
+
+
+def test_a_shared_recipe_says_which_kernel_runs_where() -> None:
+    jobs = [(v.estimate.job, v.gpu.gpu_id) for v in fit(MODEL, gpus=["t4", "l4"], seq_len=64)]
+    assert "SDPA attention: math on t4; flash on l4" in shared_recipe_lines(jobs)
+    assert "SDPA flash attention" in shared_recipe_lines(jobs[1::2])
+    raw = fit(MODEL, gpus=["l4"], seq_len=64, stack="pure-bf16-loop", prepare_model_for_kbit_training=True)
+    lines = shared_recipe_lines([(v.estimate.job, v.gpu.gpu_id) for v in raw])
+    assert "SDPA attention: flash on l4 (full), l4 (lora); math on l4 (qlora)" in lines
+
+
+def test_fit_prints_a_row_per_method_and_gpu_and_counts_those_that_are_alike() -> None:
+    verdicts = fit(MODEL, gpus=[DEVICE, "t4", DEVICE], seq_len=64)
+    rows = re.findall(r"\n  (full|lora|qlora) +(\S.*?)  +(\S+ GiB)  ", fit_text(verdicts))
+    assert [(method, gpu) for method, gpu, _ in rows] == [
+        (method, gpu) for method in METHODS for gpu in ("2 x <gpu&1>", "t4")
+    ]
+    assert [needed for *_, needed in rows] == [gib(v.needed_bytes) for n, v in enumerate(verdicts) if n % 3 < 2]
+
+
+def test_fit_hints_at_the_least_that_would_help() -> None:
+    small = DEVICE.replace(total_bytes=3 * GIB)
+    text = fit_text(fit(MODEL, gpus=[small], micro_batch_size=4))
+    hints = re.findall(r"^  (\w+) +<gpu&1>  .*  (fits|tight)$", text.split("The least that would make it fit")[1], re.M)
+    assert [method for method, _ in hints] == list(METHODS)
+    none = fit_text(fit(MODEL, gpus=[DEVICE.replace(total_bytes=GIB)], methods=["qlora"], seq_len=64))
+    assert "a larger GPU or a smaller model" in none
+    assert "The least" not in fit_text(fit(MODEL, gpus=[DEVICE], seq_len=64))
+
+
+def test_warnings_are_printed_once() -> None:
+    text = fit_text(fit(MODEL, gpus=["t4", "t4", "v100-sxm2-16"], seq_len=64))
+    assert [line.split()[1] for line in text.splitlines() if line.startswith("warning: ")] == ["t4", "v100-sxm2-16"]
+
+
+def judged(total_bytes: int, **changes: Any) -> Verdict:
+    return verdict(made(micro_batch_size=2, seq_len=512), DEVICE.replace(total_bytes=total_bytes, **changes))
+
+
+def test_a_verdict_is_a_line_and_remedies_where_they_are_needed() -> None:
+    needed = judged(GIB).needed_bytes
+    assert str(judged(2 * needed)).splitlines() == [
+        f"<gpu&1>: fits. {gib(needed)} needed, {gib(2 * needed)} usable: {gib(needed)} to spare."
+    ]
+    for total in (needed, needed // 2):
+        found = judged(total)
+        for remedy in found.remedies:
+            row = rf"  {gib(remedy.saves_bytes)} +{gib(remedy.needed_bytes)}  {remedy.status}\n"
+            assert re.search(row, f"{found}\n")
+
+
+def test_a_verdict_says_when_no_remedy_is_enough() -> None:
+    assert "None of these is enough" in str(judged(GIB))
+    assert "None of these is enough" not in str(judged(judged(GIB).needed_bytes - 1))
+
+
+def test_what_was_detected_is_called_free() -> None:
+    assert "24.00 GiB usable" in str(judged(24 * GIB))
+    assert "20.00 GiB free now" in str(judged(24 * GIB, free_bytes=20 * GIB))
+    assert "  free now  verdict\n" in fit_text([judged(24 * GIB, free_bytes=20 * GIB)])
+
+
+@pytest.mark.parametrize(
+    ("total_gib", "limit", "says"),
+    [
+        (
+            6,
+            4096,
+            r"micro_batch_size \d+: tight\. .*\nmicro_batch_size \d+ does not fit\.\nThe largest with a margin: \d+\.",
+        ),
+        (24, 2, r"micro_batch_size 2: fits\. .*\nThe search ends there; a higher limit may find more\.$"),
+    ],
+)
+def test_the_largest_says_what_stopped_the_search(total_gib: int, limit: int, says: str) -> None:
+    device = DEVICE.replace(total_bytes=total_gib * GIB)
+    found = max_micro_batch_size(MODEL, gpu=device, limit=limit, seq_len=64)
+    text = re.sub(r"\n +", " ", str(found))
+    assert re.search(says, text)
+    assert all(line in text for line in recipe_lines(found.verdict.estimate.job))
+
+
+def test_a_table_keeps_its_cells_and_aligns_its_columns() -> None:
+    text = table([("a", 1, "x y"), ("bcd", 20, "")], ("name", "n", "rest"), right=(1,))
+    assert text.splitlines() == ["  name      n  rest", "  a         1  x y", "  bcd      20"]
+    assert table([("a", "1.10")], ("", "")) == "  a  1.10"
+    assert table([("one two three", "x")], ("h", ""), wrap=7).splitlines() == ["  h", "  one two  x", "  three"]
+
+
+# -- HTML --------------------------------------------------------------------------------------------------------------
+
+
+class Page(HTMLParser):
+    """Tags that close what they open, the text, and the bars."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.text = ""
+        self.bars: list[dict[str, str | None]] = []
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert tag in {"div", "p", "b", "ul", "li", "table", "tr", "th", "td", "span", "svg", "rect", "title"}
+        self.open.append(tag)
+        if tag == "rect":
+            self.bars.append(dict(attrs))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.mark.parametrize("gpu", [None, DEVICE], ids=["no GPU", "a GPU"])
+@methods
+def test_the_bars_widths_sum_to_the_whole(method: str, gpu: Gpu | None) -> None:
+    found = made(method, gpu)
+    page = Page(found._repr_html_())
+    bars = [bar for bar in page.bars if bar["fill"] != "none"]
+    assert [bar["fill"] for bar in bars] == [COLOURS[group] for group in found.groups]
+    widths, starts = ([float(str(bar[name])) for bar in bars] for name in ("width", "x"))
+    whole = sum(found.groups.values())
+    scale = 640 / max(whole, gpu.usable_bytes if gpu else 0)
+    assert sum(widths) == pytest.approx(whole * scale, abs=0.1 * len(bars))
+    assert starts == pytest.approx([sum(widths[:n]) for n in range(len(bars))], abs=0.1 * len(bars))
+    assert widths == pytest.approx([n * scale for n in found.groups.values()], abs=0.1)
+    outline = [float(str(bar["width"])) for bar in page.bars if bar["fill"] == "none"]
+    assert outline == ([pytest.approx(gpu.usable_bytes * scale - 1, abs=0.1)] if gpu else [])
+
+
+def test_html_holds_the_numbers_of_the_text() -> None:
+    found = made("full", DEVICE, optim="paged_adamw_8bit")
+    text = Page(found._repr_html_()).text
+    for n_bytes in (*found.groups.values(), found.allocated_bytes, found.reserved_bytes, found.process_bytes):
+        assert gib(n_bytes) in text
+    for line in (*recipe_lines(found.job), method_line(found.job), found.peak.name, *found.warnings):
+        assert line in text
+
+
+def test_html_of_a_verdict_holds_the_remedies() -> None:
+    found = judged(judged(GIB).needed_bytes - 1)
+    page = Page(found._repr_html_())
+    assert f"{found.status} on <gpu&1>: {gib(found.needed_bytes)} needed" in page.text
+    for remedy in found.remedies:
+        assert f"{remedy.change}{gib(remedy.saves_bytes)}{gib(remedy.needed_bytes)}{remedy.status}" in page.text
+    assert "saves" not in Page(judged(24 * GIB)._repr_html_()).text
+
+
+@pytest.mark.parametrize("show", [estimate_html, lambda e: verdict(e)._repr_html_()], ids=["estimate", "verdict"])
+def test_names_are_escaped_in_html(show: Any) -> None:
+    html = show(made("lora", DEVICE, target_modules="(.*<i>.*|.*q_proj)"))
+    assert "<gpu&1>" in Page(html).text
+    for raw in ("<b>small", "<gpu", "<i>"):
+        assert raw not in html
+
+
+def test_a_name_is_shown_as_it_is() -> None:
+    assert MODEL.name in Page(made("lora", DEVICE)._repr_html_()).text
+    assert MODEL.name in str(made())
+
+
+def test_html_needs_no_other_file() -> None:
+    html = made("lora", DEVICE)._repr_html_()
+    assert not re.search(r"https?:|<script|<link|<img|url\(", html)
+
+
+# -- units -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "n_bytes"),
+    [
+        ("0", 0),
+        ("4096", 4096),
+        ("4096 B", 4096),
+        ("1KiB", KIB),
+        ("24 GiB", 24 * GIB),
+        ("24gib", 24 * GIB),
+        ("1.5 MiB", 3 * MIB // 2),
+        ("80 GB", 80 * 10**9),
+        ("0.1 kB", 100),
+        ("2TiB", 2048 * GIB),
+        ("79.1875 GiB", 81088 * MIB),
+        (" 1 TB ", 10**12),
+        ("1.9999999999 B", 1),
+        ("9007199254740993", 9007199254740993),
+    ],
+)
+def test_sizes_are_read_exactly(text: str, n_bytes: int) -> None:
+    assert parse_bytes(text) == n_bytes
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "GiB", "-1", "+1", "1e9", "nan", "inf", "1,5 GiB", "1 GiB GiB", "1 XiB", "0x10", "1.", ".5", "9" * 400, "²"],
+)
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(
+        InvalidValue, match=r"--gpu-memory = .*: expected a number of bytes, or a number followed by KiB"
+    ):
+        parse_bytes(text, name="--gpu-memory")
+
+
+@given(st.integers(0, 1 << 60))
+def test_printed_sizes_are_near_what_they_print(n_bytes: int) -> None:
+    assert abs(parse_bytes(gib(n_bytes)) - n_bytes) <= GIB / 200 + n_bytes * 1e-15
+    printed = human_bytes(n_bytes)
+    step = {"B": 1, "KiB": KIB, "MiB": MIB, "GiB": GIB}[printed.split()[1]]
+    assert abs(parse_bytes(printed.replace(",", "")) - n_bytes) <= step / 20 + n_bytes * 1e-15 + 1
+    assert human_bytes(-n_bytes) == (f"-{printed}" if n_bytes else printed)
+
+
+@given(st.integers(0, 1 << 60))
+@example(1023 * KIB)
+@example(1002 * MIB)
+def test_a_printed_size_is_short_enough_for_its_column(n_bytes: int) -> None:
+    number, unit = human_bytes(n_bytes).split()
+    assert unit == "GiB" or len(number) <= len("999.9")
+
+
+@given(st.integers(0, 1 << 60), st.integers(1, 1 << 30))
+def test_rounding_up_gives_the_next_multiple(n: int, multiple: int) -> None:
+    found = round_up(n, multiple)
+    assert found % multiple == 0
+    assert n <= found < n + multiple
+
+
+def test_json_is_what_to_dict_holds() -> None:
+    found = run("estimate", "qwen2.5-0.5b", "--seq-len", "64", "--json").json
+    del found["verdict"]
+    made_here = estimate("qwen2.5-0.5b", seq_len=64)
+    assert json.loads(made_here.to_json()) == found == json.loads(json.dumps(made_here.to_dict()))
+    assert "\n" not in made_here.to_json(indent=None)

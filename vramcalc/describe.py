@@ -1,0 +1,150 @@
+"""A recipe and a result in words: what every rendering shares."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vramcalc.job import Job
+from vramcalc.methods.lora import usual_adapter_dtype
+from vramcalc.shadow.attention import choose
+from vramcalc.specs import FullFineTuning, Gpu, LoRA, QLoRA
+
+SHORT_DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+_LOSSES = {"full": "full logits", "chunked": "chunked loss (TRL)", "fused_linear": "fused linear loss (Liger)"}
+
+
+def method_line(job: Job) -> str:
+    """``"LoRA r=16 on all-linear"``."""
+    method = job.method
+    if isinstance(method, FullFineTuning):
+        return "full fine-tuning"
+    targets = (
+        method.target_modules if isinstance(method.target_modules, str) else ", ".join(sorted(method.target_modules))
+    )
+    extra = f", dropout {method.lora_dropout:g}" if method.lora_dropout else ""
+    saved = f", saving {', '.join(sorted(method.modules_to_save))}" if method.modules_to_save else ""
+    name = "LoRA"
+    if isinstance(method, QLoRA):
+        quant = method.bnb_4bit_quant_type.upper()
+        name = f"QLoRA {quant}{' double-quantised' if method.bnb_4bit_use_double_quant else ''}"
+    return f"{name} r={method.rank} on {targets}{extra}{saved}"
+
+
+def kernel(job: Job) -> str:
+    """The attention kernel that runs: ``eager``, or the one behind SDPA."""
+    dtype = job.stack.autocast or ("float32" if _raised(job) else job.stack.dtype)
+    windowed = job.model.sliding_window is not None and job.training.seq_len >= job.model.sliding_window
+    return choose(
+        job.stack.attn_implementation,
+        job.stack.sdpa_kernel,
+        dtype=dtype,
+        masked=job.training.padded or windowed,
+        grouped=job.model.num_attention_heads != job.model.num_key_value_heads,
+        head_dim=job.model.head_dim,
+        compute_capability=job.compute_capability,
+    )
+
+
+def _raised(job: Job) -> bool:
+    return isinstance(job.method, QLoRA) and job.stack.prepare_model_for_kbit_training
+
+
+def recipe_lines(job: Job) -> list[str]:
+    """The recipe that a result assumes, in a few lines."""
+    return [f"{job.stack.name}: {precision(job)}", f"{attention([(job, '')])}, {_step(job)}", *common_lines(job)]
+
+
+def shared_recipe_lines(jobs: Sequence[tuple[Job, str]]) -> list[str]:
+    """One recipe over several methods and GPUs: what differs is said by method and by GPU.
+
+    Args:
+        jobs: each with the GPU it runs on.
+    """
+    by_method = {job.method.kind: job for job, _ in jobs}
+    first = jobs[0][0]
+    lines = [f"{kind}: {method_line(job)}; {precision(job)}" for kind, job in by_method.items()]
+    return [*lines, f"{first.stack.name}: {_step(first)}", attention(jobs), *common_lines(first)]
+
+
+def precision(job: Job) -> str:
+    """Dtypes of weights, of the forward pass and of adapters."""
+    stack = job.stack
+    parts = [f"{SHORT_DTYPES[stack.dtype]} weights"]
+    if isinstance(job.method, QLoRA):
+        parts.append(f"4-bit layers computing in {SHORT_DTYPES[job.method.bnb_4bit_compute_dtype]}")
+    if stack.autocast:
+        parts.append(
+            f"{SHORT_DTYPES[stack.autocast]} autocast" + (", loss scaling" if stack.autocast == "float16" else "")
+        )
+    else:
+        parts.append("no autocast")
+    if isinstance(job.method, LoRA):
+        parts.append(f"{SHORT_DTYPES[usual_adapter_dtype(job.method, stack)]} adapters")
+    if isinstance(job.method, QLoRA):
+        parts.append("rest raised to fp32" if stack.prepare_model_for_kbit_training else "no k-bit preparation")
+    return ", ".join(parts)
+
+
+def attention(jobs: Sequence[tuple[Job, str]]) -> str:
+    """The attention kernel, by GPU where it differs, and by method where it differs on one GPU."""
+    on_gpu: dict[str, set[str]] = {}
+    for job, gpu in jobs:
+        on_gpu.setdefault(gpu, set()).add(kernel(job))
+    by_kernel: dict[str, dict[str, None]] = {}
+    for job, gpu in jobs:
+        place = gpu if len(on_gpu[gpu]) == 1 else f"{gpu} ({job.method.kind})"
+        by_kernel.setdefault(kernel(job), {})[place] = None
+    if "eager" in by_kernel:
+        return "eager attention"
+    if len(by_kernel) == 1:
+        return f"SDPA {next(iter(by_kernel))} attention"
+    return "SDPA attention: " + "; ".join(f"{name} on {', '.join(gpus)}" for name, gpus in by_kernel.items())
+
+
+def _step(job: Job) -> str:
+    checkpointing = {
+        "none": "no checkpointing",
+        "reentrant": "reentrant checkpointing",
+        "non_reentrant": "non-reentrant checkpointing",
+    }[job.training.gradient_checkpointing]
+    return f"{_LOSSES[job.stack.loss]}, {checkpointing}, {_optimizer(job)}"
+
+
+def _optimizer(job: Job) -> str:
+    optim, stack = job.training.optim, job.stack
+    rules = []
+    if optim.endswith("8bit") and "torch" not in optim and stack.bnb_embeddings_32bit:
+        rules.append("32-bit states of embeddings")
+    if not stack.decay_groups:
+        rules.append("one parameter group")
+    return f"{optim} ({', '.join(rules)})" if rules else optim
+
+
+def common_lines(job: Job) -> list[str]:
+    """Batch, loop and versions."""
+    stack, training = job.stack, job.training
+    loop = [f"zero_grad at the {stack.zero_grad}"]
+    if stack.keeps_outputs:
+        loop.append("outputs kept")
+    if stack.autocast and not stack.outputs_to_float32:
+        loop.append("outputs left in 16 bits")
+    if job.fills_cache:
+        loop.append("KV cache on")
+    if stack.expandable_segments:
+        loop.append("expandable_segments")
+    if stack.empty_cache_steps:
+        loop.append(f"cache emptied every {stack.empty_cache_steps} steps")
+    loop.append(f"clipping at {training.max_grad_norm:g}" if training.max_grad_norm else "no clipping")
+    batch = f"micro batch {training.micro_batch_size} x {training.seq_len:,} tokens"
+    batch += ", padded" if training.padded else ", unpadded"
+    if training.gradient_accumulation_steps > 1:
+        batch += f", {training.gradient_accumulation_steps} accumulation steps"
+    return [
+        f"{batch}; {', '.join(loop)}",
+        f"torch {stack.torch}, transformers {stack.transformers}, peft {stack.peft}, bitsandbytes {stack.bitsandbytes}",
+    ]
+
+
+def room(gpu: Gpu) -> str:
+    """What a GPU's usable bytes are: those free on a detected one, those of its kind otherwise."""
+    return "usable" if gpu.free_bytes is None else "free now"

@@ -1,0 +1,170 @@
+"""Command-line options made from the fields of the specs, so that every field of a recipe has one."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import typer
+from pydantic.fields import FieldInfo
+
+from vramcalc.errors import InvalidValue
+from vramcalc.spec_base import Spec
+from vramcalc.specs import QLoRA, Stack, TrainingSpec
+
+_ALSO = {"optim": "--optimizer"}
+_HIDDEN = {"kind", "name"}
+_HELP = {
+    "rank": "Rank of LoRA adapters.",
+    "lora_alpha": "LoRA's alpha; does not change memory.",
+    "lora_dropout": "Dropout before LoRA's A.",
+    "target_modules": "all-linear, module names with commas, or a regular expression on whole names.",
+    "modules_to_save": "Modules copied and trained in full, with commas.",
+    "bnb_4bit_quant_type": "Four-bit code of QLoRA.",
+    "bnb_4bit_use_double_quant": "Double quantization of QLoRA's scales.",
+    "bnb_4bit_compute_dtype": "Dtype of QLoRA's products.",
+    "micro_batch_size": "Sequences per forward pass.",
+    "seq_len": "Tokens per sequence.",
+    "gradient_accumulation_steps": "Micro-steps per optimizer step.",
+    "gradient_checkpointing": "Checkpointing of every decoder layer.",
+    "optim": "Optimizer, as transformers names it.",
+    "max_grad_norm": "Gradient clipping, 0 for none.",
+    "padded": "The batch holds padding.",
+    "torch": "Version modelled.",
+    "transformers": "Version modelled.",
+    "peft": "Version modelled.",
+    "bitsandbytes": "Version modelled.",
+    "dtype": "Dtype the weights are loaded in.",
+    "autocast": "Mixed precision of the forward pass.",
+    "adapter_dtype": "Dtype of adapters.",
+    "prepare_model_for_kbit_training": "Raise what QLoRA leaves in 16 bits to float32.",
+    "attn_implementation": "Attention of the model.",
+    "sdpa_kernel": "Kernel behind SDPA.",
+    "loss": "How the loss is computed.",
+    "use_cache": "A KV cache is filled while training.",
+    "keeps_outputs": "The loop holds on to the model's outputs.",
+    "outputs_to_float32": "Outputs are converted to float32 under autocast.",
+    "zero_grad": "When gradients are dropped.",
+    "bnb_embeddings_32bit": "Embeddings keep 32-bit states under 8-bit optimizers.",
+    "decay_groups": "Two parameter groups, as Trainer makes them.",
+    "expandable_segments": "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True.",
+    "empty_cache_steps": "torch.cuda.empty_cache() after every so many steps, or none.",
+}
+
+
+_SPECS: tuple[type[Spec], ...] = (TrainingSpec, QLoRA, Stack)
+_FIELDS = {name: field for spec in _SPECS for name, field in spec.model_fields.items() if name not in _HIDDEN}
+
+
+def spec_options() -> list[inspect.Parameter]:
+    """One keyword parameter for every field of the method, the training and the recipe; None means not given."""
+    return [_parameter(name, field) for name, field in _FIELDS.items()]
+
+
+def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
+    kind, choices = _kind(field), _choices(field)
+    spelled = [*([_ALSO[name]] if name in _ALSO else []), _flag(name)]
+    if kind is bool:
+        spelled = [f"{flag}/--no-{flag[2:]}" for flag in spelled]
+    option = typer.Option(
+        *spelled,
+        help=_HELP[name] + (f" One of: {', '.join(choices)}." if choices else ""),
+        metavar=None if kind is bool else f"<{kind.__name__}>",
+        show_default=False,
+    )
+    # Numbers are parsed by settings_of, whose errors name what was given.
+    annotation = Annotated[(bool if kind is bool else str) | None, option]  # type: ignore[valid-type]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _kind(field: FieldInfo) -> type:
+    """The type an option is parsed as."""
+    members = _members(field.annotation)
+    return next((t for t in (bool, int, float) if t in members), str)
+
+
+def _choices(field: FieldInfo) -> list[str]:
+    """Words that may be given, none where any may."""
+    members = _members(field.annotation)
+    words = [m for m in members if isinstance(m, str)]
+    return ["none", *words] if words and NoneType in members else words
+
+
+def _members(annotation: Any) -> list[Any]:
+    """The types and literal values an annotation is made of."""
+    if get_origin(annotation) is Literal:
+        return list(get_args(annotation))
+    return [m for a in get_args(annotation) for m in _members(a)] or [annotation]
+
+
+def settings_of(options: dict[str, Any]) -> dict[str, Any]:
+    """Options that were given, as settings of :func:`vramcalc.estimate`.
+
+    Raises:
+        InvalidValue: a word where a number has to be.
+    """
+    return {name: _parsed(name, value) for name, value in options.items() if value is not None}
+
+
+def _parsed(name: str, value: Any) -> Any:
+    field = _FIELDS[name]
+    if value == "none" and NoneType in _members(field.annotation):
+        return None
+    match name, _kind(field).__name__:
+        case "target_modules", _:
+            return _targets(value)
+        case "modules_to_save", _:
+            return _names(value)
+        case _, "int":
+            return whole_number(_flag(name), value)
+        case _, "float":
+            return _number(_flag(name), value)
+    return value
+
+
+def whole_number(flag: str, text: str) -> int:
+    """The value of an option that takes a whole number.
+
+    Raises:
+        InvalidValue: it is none.
+    """
+    try:
+        return int(text)
+    except ValueError:
+        raise InvalidValue(flag, text, "a whole number") from None
+
+
+def _number(flag: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise InvalidValue(flag, text, "a number") from None
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _targets(text: str) -> str | list[str]:
+    """Names with commas, or a regular expression as PEFT reads a string."""
+    if text.lower() == "all-linear":
+        return text
+    return _names(text) if re.fullmatch(r"[\w.,\s-]+", text) else text
+
+
+def with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command that takes ``**options`` an option for every field."""
+    signature = inspect.signature(command)
+    own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
+    parameters = [*own, *spec_options()]
+    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    return command

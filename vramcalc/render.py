@@ -1,0 +1,210 @@
+"""Results as plain text for a terminal."""
+
+from __future__ import annotations
+
+import textwrap
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from tabulate import tabulate
+
+from vramcalc.describe import SHORT_DTYPES, method_line, recipe_lines, room, shared_recipe_lines
+from vramcalc.remedies import first_that_fits
+from vramcalc.units import gib, human_bytes
+
+if TYPE_CHECKING:
+    from vramcalc.estimation import Estimate
+    from vramcalc.job import Job
+    from vramcalc.largest import Largest
+    from vramcalc.ledger import Row
+    from vramcalc.specs import Gpu
+    from vramcalc.verdicts import Verdict
+
+_BAR = 32
+_NO_REMEDY = "a larger GPU or a smaller model"
+_WIDTH, _WIDEST = 80, 100
+"""Of running text, and of tables."""
+
+
+def table(
+    rows: Iterable[Sequence[object]],
+    headers: Sequence[str],
+    right: Sequence[int] = (),
+    wrap: int | Sequence[int | None] | None = None,
+) -> str:
+    """A plain table, indented by two; ``right`` are the columns to align right, ``wrap`` the widest a cell may be."""
+    align = ["right" if i in right else "left" for i in range(len(headers))]
+    titles = headers if any(headers) else ()
+    text = tabulate(
+        list(rows), headers=titles, tablefmt="plain", colalign=align, disable_numparse=True, maxcolwidths=wrap
+    )
+    return "\n".join(f"  {line}".rstrip() for line in text.splitlines())
+
+
+def estimate_text(e: Estimate, *, largest: int = 12) -> str:
+    """An estimate: the recipe, the groups at the peak, the three numbers, instants, the largest rows, warnings."""
+    job = e.job
+    assumed = f"  no GPU named: compute capability {'.'.join(map(str, job.compute_capability))} assumed"
+    parts = [
+        _heading(job, e.gpu),
+        _recipe(recipe_lines(job)) + ("" if e.gpu else f"\n{assumed}"),
+        f"  {e.total_params:,} parameters, {e.trainable_params:,} of them train",
+        f"Memory at the peak ({e.peak.name})\n{_groups(e)}",
+        _totals(e),
+        f"Instants, in the order of the step\n{_instants(e)}",
+        f"Largest rows at the peak\n{_rows(e.rows, largest)}",
+    ]
+    parts += _warnings(e.warnings)
+    return "\n\n".join(parts)
+
+
+def _heading(job: Job, gpu: Gpu | None) -> str:
+    return _wrapped(f"{job.model.name}: {method_line(job)}{f' on {gpu.gpu_id}' if gpu else ''}")
+
+
+def _recipe(lines: Iterable[str]) -> str:
+    return "\n".join(_wrapped(line, indent="  ") for line in lines)
+
+
+def _wrapped(line: str, indent: str = "") -> str:
+    return textwrap.fill(
+        line,
+        _WIDTH,
+        initial_indent=indent,
+        subsequent_indent=f"{indent}  ",
+        break_on_hyphens=False,
+        break_long_words=False,
+    )
+
+
+def _groups(e: Estimate) -> str:
+    total = sum(e.groups.values())
+    rows = [
+        (group, gib(n), f"{100 * n / total:.1f} %", "#" * max(1, round(_BAR * n / total)))
+        for group, n in e.groups.items()
+    ]
+    return table(rows, ("", "", "", ""), right=(1, 2))
+
+
+def _totals(e: Estimate) -> str:
+    mode = ", expandable_segments" if e.job.stack.expandable_segments else ""
+    context = f"a CUDA context of {gib(e.context.n_bytes)} ({e.context.basis})"
+    rows = [
+        ("allocated", gib(e.allocated_bytes), "live tensors, exact"),
+        ("", gib(e.block_bytes), "in blocks: torch.cuda.max_memory_allocated()"),
+        ("reserved", gib(e.reserved_bytes), f"torch.cuda.max_memory_reserved(), replayed{mode}"),
+        ("process", gib(e.process_bytes), f"nvidia-smi: with {context}"),
+    ]
+    if e.paged_bytes:
+        rows.append(("paged", gib(e.paged_bytes), "optimizer state in managed memory, not counted above"))
+    return table(rows, ("", "", ""), right=(1,))
+
+
+def _instants(e: Estimate) -> str:
+    rows = []
+    for instant in e.instants:
+        mark = "<- peak" if instant == e.peak else "<- runner-up" if instant == e.runner_up else ""
+        rows.append((instant.name, gib(instant.n_bytes), mark))
+    return table(rows, ("", "", ""), right=(1,))
+
+
+def _rows(rows: Sequence[Row], largest: int) -> str:
+    shown = sorted(rows, key=lambda r: -r.n_bytes)[:largest]
+    rest = sum(r.n_bytes for r in rows) - sum(r.n_bytes for r in shown)
+    body: list[tuple[str, ...]] = [
+        (
+            human_bytes(r.n_bytes),
+            f"{r.count} x",
+            "x".join(map(str, r.shape)) or "scalar",
+            SHORT_DTYPES.get(r.dtype, r.dtype),
+            _short(r.module),
+            f"{r.what}, {r.why}" if r.basis == "exact" else f"{r.what} ({r.basis})",
+        )
+        for r in shown
+    ]
+    body.append((human_bytes(rest), "", "", "", f"{len(rows) - len(shown)} more rows", ""))
+    headers = ("bytes", "", "shape", "dtype", "module", "what, why alive")
+    columns = list(zip(headers, *body, strict=True))[:-1]
+    taken = sum(max(len(title) + 2, *map(len, cells)) + 2 for title, *cells in columns)
+    return table(body, headers, right=(0, 1), wrap=[*[None] * 5, max(20, _WIDEST - 2 - taken)])
+
+
+def _short(module: str) -> str:
+    """A module without what the number of its tensors says: that it is in every layer."""
+    bare = module.removeprefix("model.").removesuffix(".weight")
+    return "decoder layer" if bare == "layers.*" else bare.removeprefix("layers.*.") or "loss"
+
+
+def verdict_text(v: Verdict) -> str:
+    """A verdict, and what would help when it is not a plain yes."""
+    lines = [_wrapped(f"{v.gpu.gpu_id}: {_status(v)}")]
+    if v.status != "fits" and v.remedies:
+        rows = [(r.change, gib(r.saves_bytes), gib(r.needed_bytes), r.status) for r in v.remedies]
+        lines.append(table(rows, ("change, least intrusive first", "saves", "then needs", ""), right=(1, 2), wrap=36))
+        if all(r.status == "does not fit" for r in v.remedies):
+            lines.append(f"  None of these is enough; {_NO_REMEDY} would be.")
+    elif v.status == "does not fit":
+        lines.append(f"  No change that is known here saves anything; {_NO_REMEDY} would.")
+    return "\n".join(lines)
+
+
+def _status(v: Verdict) -> str:
+    return f"{v.status}. {gib(v.needed_bytes)} needed, {gib(v.usable_bytes)} {room(v.gpu)}: {v.reason}."
+
+
+def fit_text(verdicts: Sequence[Verdict], *, hints: bool = True) -> str:
+    """Methods by GPUs, one row each, under the recipe they assume; then what would make the others fit."""
+    rows = _counted(
+        (v.estimate.job.method.kind, v.gpu.gpu_id, gib(v.needed_bytes), gib(v.usable_bytes), v.status) for v in verdicts
+    )
+    job = verdicts[0].estimate.job
+    parts = [
+        f"{job.model.name}: {job.model.params_total:,} parameters",
+        _recipe(shared_recipe_lines([(v.estimate.job, v.gpu.gpu_id) for v in verdicts])),
+        table(rows, ("method", "GPU", "needed", room(verdicts[0].gpu), "verdict"), right=(2, 3))
+        + "\n  needed: what torch's allocator reserves, and the CUDA context",
+    ]
+    too_much = [v for v in verdicts if v.status == "does not fit"]
+    if hints and too_much:
+        parts.append(f"The least that would make it fit\n{_hints(too_much)}")
+    parts += _warnings(w for v in verdicts for w in v.estimate.warnings)
+    return "\n\n".join(parts)
+
+
+def _hints(verdicts: Iterable[Verdict]) -> str:
+    rows = []
+    for v in verdicts:
+        found = first_that_fits(v)
+        change, needs = (found.change, gib(found.needed_bytes)) if found else (_NO_REMEDY, "")
+        rows.append((v.estimate.job.method.kind, v.gpu.gpu_id, change, needs, found.status if found else ""))
+    return table(_counted(rows), ("", "", "", "", ""), right=(3,), wrap=36)
+
+
+def _counted(rows: Iterable[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Rows without repetition; the second cell, a GPU, says how many there are."""
+    times = Counter(rows)
+    return [(first, f"{n} x {gpu}" if n > 1 else gpu, *rest) for (first, gpu, *rest), n in times.items()]
+
+
+def _warnings(warnings: Iterable[str]) -> list[str]:
+    return ["\n".join(_wrapped(f"warning: {w}") for w in found)] if (found := dict.fromkeys(warnings)) else []
+
+
+def largest_text(found: Largest) -> str:
+    """The largest value that fits, what stopped the search, and the largest that fits with a margin."""
+    v, name = found.verdict, found.setting
+    stop = {
+        "memory": f"{name} {found.value + 1:,} does not fit.",
+        "limit": "The search ends there; a higher limit may find more.",
+        "max_position_embeddings": "That is the model's max_position_embeddings.",
+    }[found.limited_by]
+    margin = f"The largest with a margin: {found.comfortable:,}." if found.comfortable else "None leaves a margin."
+    lines = [f"{name} {found.value:,}: {_status(v)}", stop, *([margin] if found.comfortable != found.value else [])]
+    parts = [
+        _heading(v.estimate.job, v.gpu),
+        _recipe(recipe_lines(v.estimate.job)),
+        "\n".join(map(_wrapped, lines)),
+        *_warnings(v.estimate.warnings),
+    ]
+    return "\n\n".join(parts)
