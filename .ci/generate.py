@@ -1,0 +1,65 @@
+"""Rewrite the generated parts of README.md; with ``--check`` only say whether they are stale.
+
+A part stands between ``<!-- generated: COMMAND -->`` and ``<!-- end -->``. COMMAND is ``tree``, or a command line
+that is run with this interpreter.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+PART = re.compile(r"(<!-- generated: (?P<command>.*?) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def main() -> int:
+    """Generate, then write or compare."""
+    before = README.read_text()
+    after = PART.sub(lambda m: f"{m[1]}{_made(m['command'])}{m[3]}", before)
+    if "--check" not in sys.argv:
+        README.write_text(after)
+        return 0
+    if after == before:
+        return 0
+    print("README.md is stale: run 'python .ci/generate.py' and commit the result", file=sys.stderr)
+    return 1
+
+
+def _made(command: str) -> str:
+    if command == "tree":
+        return f"```text\n{_tree()}\n```\n"
+    return f"```text\n$ {command}\n{_output(command)}\n```\n"
+
+
+def _output(command: str) -> str:
+    words = shlex.split(command)
+    program = {"vramcalc": [sys.executable, "-m", "vramcalc"], "python": [sys.executable]}[words[0]]
+    environment = {**os.environ, "COLUMNS": "100", "TERMINAL_WIDTH": "100", "NO_COLOR": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(  # noqa: S603 - commands of our own README
+        [*program, *words[1:]], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    if done.returncode not in (0, 1):
+        raise SystemExit(f"{command} failed:\n{done.stderr}")
+    return "\n".join(line.rstrip() for line in done.stdout.rstrip().splitlines())
+
+
+def _tree() -> str:
+    """Every module with the first sentence of its docstring."""
+    lines = []
+    for path in sorted((ROOT / "vramcalc").rglob("*.py"), key=lambda p: (len(p.parts) > len(ROOT.parts) + 2, p)):
+        first = (ast.get_docstring(ast.parse(path.read_text())) or "").split("\n\n")[0].replace("\n", " ")
+        name = str(path.relative_to(ROOT))
+        if path.name != "__init__.py" or first:
+            lines.append(f"{name:34} {first}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,217 @@
+"""Imports point one way, heavy and optional libraries have one home each, and modules stay small."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import vramcalc
+
+ROOT = Path(vramcalc.__file__).parent
+
+LAYERS = (
+    {"errors"},
+    {"units", "visible"},
+    {"spec_base", "tables"},
+    {"specs"},
+    {"catalog", "detect", "hfconfig", "hub", "presets", "runtime"},
+    {"shadow"},
+    {"families"},
+    {"methods"},
+    {"job"},
+    {"step"},
+    {"ledger", "warn"},
+    {"walk"},
+    {"estimation"},
+    {"verdicts", "grid"},
+    {"largest"},
+    {"remedies", "fitting"},
+    {"describe"},
+    {"render", "render_html"},
+    {"listings", "options"},
+    {"cli"},
+    {"__main__"},
+)
+"""Rooms and single modules; each imports from its own layer and from those above it in this list."""
+
+UPWARD = {
+    ("estimation", "render"): "printing a result",
+    ("estimation", "render_html"): "showing a result in a notebook",
+    ("verdicts", "render"): "printing a verdict",
+    ("verdicts", "render_html"): "showing a verdict in a notebook",
+    ("verdicts", "remedies"): "remedies are verdicts themselves, worked out when asked for",
+    ("largest", "render"): "printing the largest",
+}
+"""Imports against the order, inside functions only, and what for."""
+
+HOMES = {
+    "accelerate": {"profiling"},
+    "bitsandbytes": {"profiling"},
+    "huggingface_hub": {"hub"},
+    "liger_kernel": {"profiling"},
+    "peft": {"profiling"},
+    "pynvml": {"detect"},
+    "tabulate": {"render"},
+    "torch": {"profiling"},
+    "torchao": {"profiling"},
+    "transformers": {"profiling"},
+    "triton": {"profiling"},
+    "trl": {"profiling"},
+    "typer": {"cli", "options"},
+}
+"""Libraries that only some rooms may import."""
+
+AT_THE_TOP = {"numpy": {"grid", "shadow.counts"}, "pydantic": {"spec_base", "specs", "options"}, "tabulate": {"render"}}
+"""Libraries that cost start-up time: the modules that may import them when they are imported themselves."""
+
+LONGEST = 320
+
+
+@dataclass(frozen=True)
+class Import:
+    """A module that another one imports; ``lazy`` inside a function, ``typing`` under ``TYPE_CHECKING``."""
+
+    by: str
+    name: str
+    line: int
+    lazy: bool
+    typing: bool
+
+    @property
+    def own(self) -> str | None:
+        """The module of the package that is imported, None for others."""
+        return self.name.removeprefix("vramcalc").removeprefix(".") if is_own(self.name) else None
+
+    def __str__(self) -> str:
+        return f"vramcalc.{self.by}, line {self.line}, imports {self.name}"
+
+
+def is_own(name: str) -> bool:
+    return name.split(".")[0] == "vramcalc"
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in sorted(ROOT.rglob("*.py"))}
+
+
+def room(module: str) -> str:
+    return module.split(".")[0]
+
+
+@cache
+def imports() -> tuple[Import, ...]:
+    return tuple(found for name, path in MODULES.items() for found in _imports(name, ast.parse(path.read_text())))
+
+
+def _imports(by: str, tree: ast.AST, *, lazy: bool = False, typing: bool = False) -> Iterator[Import]:
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            yield from (Import(by, alias.name, node.lineno, lazy, typing) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"vramcalc.{by}, line {node.lineno}: imports are absolute"
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                is_module = full.removeprefix("vramcalc.") in MODULES and is_own(full)
+                yield Import(by, full if is_module else str(node.module), node.lineno, lazy, typing)
+        else:
+            yield from _imports(
+                by,
+                node,
+                lazy=lazy or isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)),
+                typing=typing or (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"),
+            )
+
+
+def level(module: str) -> int:
+    return next(n for n, names in enumerate(LAYERS) if room(module) in names)
+
+
+def test_every_module_has_its_layer() -> None:
+    layered = [name for names in LAYERS for name in names]
+    assert len(layered) == len(set(layered))
+    assert {*layered, "", "profiling"} == {room(module) for module in MODULES}
+
+
+def test_imports_point_one_way() -> None:
+    against = [
+        str(i)
+        for i in imports()
+        if i.own and not i.typing and i.by and room(i.by) != "profiling" and room(i.own) != "profiling"
+        if level(i.own) > level(i.by) and not (i.lazy and (i.by, i.own) in UPWARD)
+    ]
+    assert against == []
+
+
+def test_every_exception_to_the_order_is_used() -> None:
+    assert {(i.by, i.own) for i in imports() if i.lazy and i.own} >= UPWARD.keys()
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    edges = {m: {i.own for i in imports() if i.by == m and i.own and not (i.lazy or i.typing)} for m in MODULES}
+    done: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " imports ".join((*path, module))
+        if module not in done:
+            for other in sorted(edges[module]):
+                visit(other, (*path, module))
+            done.add(module)
+
+    for module in edges:
+        visit(module, ())
+
+
+def test_nothing_outside_profiling_imports_it() -> None:
+    assert [str(i) for i in imports() if i.own and room(i.own) == "profiling" and room(i.by) != "profiling"] == []
+
+
+def test_profiling_stands_on_facts_and_inputs_alone() -> None:
+    rooms = {room(i.own) for i in imports() if i.own and room(i.by) == "profiling"}
+    assert rooms <= {"profiling", "errors", "units", "specs", "tables", "shadow"}
+
+
+@pytest.mark.parametrize("library", sorted(HOMES))
+def test_a_library_is_imported_in_its_home_only(library: str) -> None:
+    by = {room(i.by) for i in imports() if i.name.split(".")[0] == library}
+    assert by <= HOMES[library]
+    assert by, f"nothing imports {library}: take it out of HOMES"
+
+
+@pytest.mark.parametrize("library", sorted(AT_THE_TOP))
+def test_what_is_slow_to_import_waits_until_it_is_needed(library: str) -> None:
+    top = {i.by for i in imports() if i.name.split(".")[0] == library and not (i.lazy or i.typing)}
+    assert top == AT_THE_TOP[library]
+
+
+def test_modules_are_short() -> None:
+    lengths = {name: len(path.read_text().splitlines()) for name, path in MODULES.items()}
+    assert {name: n for name, n in lengths.items() if n > LONGEST} == {}
+
+
+def test_importing_the_package_imports_nothing_heavy() -> None:
+    script = "import sys, vramcalc; print(*{name.split('.')[0] for name in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert "vramcalc" in loaded
+    assert loaded.isdisjoint({"numpy", "pydantic", "typer", "tabulate", *HOMES})
+
+
+@pytest.mark.parametrize("name", vramcalc.__all__)
+def test_every_public_name_resolves(name: str) -> None:
+    assert getattr(vramcalc, name) is not None
+
+
+def test_a_name_the_package_does_not_have_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'estimat'"):
+        vramcalc.estimat  # noqa: B018
