@@ -62,7 +62,7 @@ OPTIONS: dict[str, tuple[str, Any]] = {
     "sdpa_kernel": ("--sdpa-kernel math", "math"),
     "loss": ("--loss chunked", "chunked"),
     "use_cache": ("--use-cache", True),
-    "keeps_outputs": ("--keeps-outputs", True),
+    "keeps_outputs": ("--keeps-outputs step", "step"),
     "outputs_to_float32": ("--no-outputs-to-float32", False),
     "zero_grad": ("--zero-grad start", "start"),
     "bnb_embeddings_32bit": ("--no-bnb-embeddings-32bit", False),

@@ -47,7 +47,7 @@ SETTINGS = st.fixed_dictionaries(
         "autocast": st.sampled_from([None, "bfloat16"]),
         "loss": st.sampled_from(["full", "chunked", "fused_linear"]),
         "attn_implementation": st.sampled_from(["sdpa", "eager"]),
-        "keeps_outputs": st.booleans(),
+        "keeps_outputs": st.sampled_from(["no", "step", "next_forward"]),
         "zero_grad": st.sampled_from(["start", "end"]),
     }
 )
@@ -216,3 +216,17 @@ def test_combinations_that_cannot_run_are_refused_with_a_way_out(
 ) -> None:
     with pytest.raises(ValueError, match=r"take lm_head out|let what trains be float32|cannot be trained"):
         Loop(Job(TINY, method, TrainingSpec(**training), Stack(**stack)), Sizes(1, 64, 16), 3)
+
+
+def test_outputs_that_are_kept_cost_memory_while_they_are() -> None:
+    """``no`` < ``step`` < ``next_forward``: the logits through the backward pass, then through the next forward too."""
+    no, step, following = (tiny("lora", keeps_outputs=k, seq_len=1024) for k in ("no", "step", "next_forward"))
+    logits = 1024 * TINY.vocab_size * 4
+    assert step.allocated_bytes - no.allocated_bytes == pytest.approx(logits, abs=1 << 15)
+    assert following.allocated_bytes >= step.allocated_bytes
+    assert any(i.name.endswith("next step") for i in following.instants)
+
+
+def test_module_names_are_listed_in_one_order() -> None:
+    found = tiny("lora", target_modules=["v_proj", "q_proj", "o_proj"]).to_dict()["method"]["target_modules"]
+    assert found == ["o_proj", "q_proj", "v_proj"]

@@ -38,5 +38,5 @@ def test_the_table_covers_every_path_that_changes_memory() -> None:
     assert {j.stack.sdpa_kernel for j in jobs} >= {"auto", "math", "efficient"}
     assert {j.stack.autocast for j in jobs} == {None, "bfloat16", "float16"}
     assert {j.training.padded for j in jobs} == {True, False}
-    assert {j.stack.keeps_outputs for j in jobs} == {True, False}
+    assert {j.stack.keeps_outputs for j in jobs} >= {"no", "next_forward"}
     assert {j.training.optim for j in jobs} >= {"adafactor", "adamw_bnb_8bit", "paged_adamw_8bit", "adamw_torch_8bit"}

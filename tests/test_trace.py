@@ -24,7 +24,7 @@ CASES: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("mistral", "lora", {"seq_len": 60, "padded": True, "micro_batch_size": 2, "attn_implementation": "eager"}),
     ("mistral", "qlora", {"seq_len": 50, "bnb_4bit_use_double_quant": False, "gradient_accumulation_steps": 2}),
     ("qwen2", "full", {"seq_len": 70, "dtype": "float32", "autocast": "float16"}),
-    ("qwen2", "lora", {"seq_len": 70, "sdpa_kernel": "math", "keeps_outputs": True, "use_cache": True}),
+    ("qwen2", "lora", {"seq_len": 70, "sdpa_kernel": "math", "keeps_outputs": "next_forward", "use_cache": True}),
     ("qwen2", "qlora", {"seq_len": 70, "prepare_model_for_kbit_training": False, "optim": "adamw_bnb_8bit"}),
     ("qwen3", "full", {"seq_len": 40, "optim": "adafactor", "micro_batch_size": 2}),
     ("qwen3", "lora", {"seq_len": 40, "modules_to_save": {"lm_head", "embed_tokens"}, "autocast": "bfloat16"}),

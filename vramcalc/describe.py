@@ -124,8 +124,8 @@ def common_lines(job: Job) -> list[str]:
     """Batch, loop and versions."""
     stack, training = job.stack, job.training
     loop = [f"zero_grad at the {stack.zero_grad}"]
-    if stack.keeps_outputs:
-        loop.append("outputs kept")
+    if stack.keeps_outputs != "no":
+        loop.append(f"outputs kept until the {stack.keeps_outputs.replace('_', ' ')} ends")
     if stack.autocast and not stack.outputs_to_float32:
         loop.append("outputs left in 16 bits")
     if job.fills_cache:

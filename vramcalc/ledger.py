@@ -202,7 +202,9 @@ def _name(phase: str, layer: int | None, after_layers: bool) -> tuple[str, str]:
     if phase == "states":
         return "states", SCENE[1]
     last = phase.rsplit(".", 1)[-1]
-    again = ", later micro-step" if phase.split(".")[1:2] == ["1"] else ""
+    again = ", next step" if phase.startswith("next.") else ""
+    if phase.split(".")[1:2] == ["1"]:
+        again = ", later micro-step"
     match last:
         case "forward" if layer is not None:
             name = f"forward, layer {layer}"

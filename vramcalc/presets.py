@@ -36,7 +36,7 @@ _RAW_LOOP: dict[str, Any] = {
     "decay_groups": False,
     "outputs_to_float32": False,
     "bnb_embeddings_32bit": False,
-    "keeps_outputs": True,
+    "keeps_outputs": "next_forward",
     "use_cache": True,
 }
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, model_validator
 
 from vramcalc.spec_base import PositiveCount, Spec, alias, checked, whole
 
@@ -18,6 +18,7 @@ DtypeName = Literal["float32", "bfloat16", "float16"]
 Checkpointing = Literal["none", "reentrant", "non_reentrant"]
 AttnImplementation = Literal["sdpa", "eager"]
 SdpaKernel = Literal["auto", "flash", "efficient", "math"]
+KeepsOutputs = Literal["no", "step", "next_forward"]
 LossKind = Literal["full", "chunked", "fused_linear"]
 ModelType = Literal["llama", "mistral", "qwen2", "qwen3"]
 OptimizerName = Literal[
@@ -109,7 +110,8 @@ def _pattern(value: str) -> str:
 
 
 Pattern = Annotated[str, AfterValidator(_pattern)]
-ModuleNames = Annotated[frozenset[str], BeforeValidator(_names)]
+_sorted = PlainSerializer(sorted, return_type=list[str])
+ModuleNames = Annotated[frozenset[str], BeforeValidator(_names), _sorted]
 
 
 class FullFineTuning(Spec):
@@ -129,7 +131,7 @@ class LoRA(Spec):
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     target_modules: Pattern | ModuleNames = "all-linear"
     """Suffixes of module names, a regular expression on the whole name when a string, or ``all-linear``."""
-    modules_to_save: Annotated[frozenset[Pattern], BeforeValidator(_names)] = frozenset()
+    modules_to_save: Annotated[frozenset[Pattern], BeforeValidator(_names), _sorted] = frozenset()
     """Modules copied and trained in full."""
 
 
@@ -186,8 +188,9 @@ class Stack(Spec):
     """``full`` logits; ``chunked``: TRL's tiled log-probabilities; ``fused_linear``: Liger's fused linear loss."""
     use_cache: bool = False
     """The model fills a KV cache while training (raw loops that leave ``config.use_cache`` on)."""
-    keeps_outputs: bool = False
-    """The loop holds on to ``outputs`` (logits, cache) until the next forward pass has finished."""
+    keeps_outputs: KeepsOutputs = "no"
+    """How long the loop holds on to ``outputs`` (logits, cache): ``no``, only the loss is kept; ``step``, when they
+    are the local of a function that makes a step; ``next_forward``, when the next forward pass replaces them."""
     outputs_to_float32: bool = True
     """accelerate's conversion of model outputs under autocast."""
     zero_grad: Literal["start", "end"] = "end"

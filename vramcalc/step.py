@@ -45,7 +45,7 @@ class Outputs:
 
 
 class Loop:
-    """A training loop over a shadow model, as ``profiling.job.Loop`` runs it over a real one.
+    """A training loop over a shadow model, as ``profiling.loop.Loop`` runs it over a real one.
 
     Args:
         job: what is trained.
@@ -112,11 +112,12 @@ class Loop:
         self.optimizer.prepare()
         for thread in ("main", "autograd"):
             self._workspace(thread)
-        repeats = 2 if self.job.stack.keeps_outputs else self._micro_steps
-        for micro in range(repeats):
+        for micro in range(self._micro_steps):
             self._micro_step(f"step.{micro}")
-            if micro + 1 < repeats and self._micro_steps == 1:
-                self._zero_grad(f"step.{micro}")
+        if self.job.stack.keeps_outputs == "next_forward" and self._micro_steps == 1:
+            # The highest forward pass is one that finds the outputs of the step before.
+            self._zero_grad("step.0")
+            self._micro_step("next.0")
         self._optimizer_step("step")
         self.tape.mark("end")
 
@@ -137,7 +138,7 @@ class Loop:
         self._workspace("main")
         batch = [e.new((self.sizes.batch, self.sizes.seq), "int64", what) for what in _BATCH]
         loss = self._forward(tag, batch[0])
-        if not stack.keeps_outputs:
+        if stack.keeps_outputs == "no":
             del batch
         tape.mark(f"{tag}.backward")
         self._workspace("autograd")
@@ -168,11 +169,11 @@ class Loop:
             loss = losses.sft_loss(e, metrics[0])
         if stack.autocast is not None and stack.outputs_to_float32 and logits is not None:
             logits = ops.to(e, logits, "float32")
-        if stack.keeps_outputs:
+        if stack.keeps_outputs != "no":
             self._keep(Outputs(loss, logits, cache, metrics))
         return loss
 
-    def _keep(self, outputs: Outputs) -> None:
+    def _keep(self, outputs: Outputs | None) -> None:
         """Hold on to the outputs; those of the pass before die, the cache layer by layer."""
         old, self._kept = self._kept, outputs
         if old is not None and old.cache is not None:
@@ -200,6 +201,8 @@ class Loop:
             self.scaler.update()
         if self.job.stack.zero_grad == "end":
             self._zero_grad(tag)
+        if self.job.stack.keeps_outputs == "step":
+            self._keep(None)
 
     def _zero_grad(self, tag: str) -> None:
         self.tape.mark(f"{tag}.zero_grad")

@@ -55,6 +55,8 @@ def hidden_buffers(compute_capability: tuple[int, int]) -> Callable[[str, Any, A
                 found = embedding(args)
             case "_safe_softmax":
                 found = kernels.safe_softmax(*args[0].shape)
+            case "_softmax_backward_data":
+                found = kernels.softmax_backward(args[0].numel())
             case "gemm_4bit":
                 found = gemm_4bit(args, kwargs)
             case _:

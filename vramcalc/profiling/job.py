@@ -1,20 +1,17 @@
 """One training job as transformers, PEFT and bitsandbytes run it, built from the same specs that an estimate takes.
 
-The loop is written out, not hidden in a Trainer, so that every step can be marked; it does what ``Trainer`` or the raw
-loop named by the recipe does, in that order. Nothing here knows whether the tensors are real.
+Nothing here knows whether the tensors are real.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
 
 from vramcalc.errors import Unsupported
-from vramcalc.profiling import fused_losses
 from vramcalc.specs import FullFineTuning, LoRA, Method, ModelSpec, QLoRA, Stack, TrainingSpec
 
 _BNB_OPTIMIZERS = {
@@ -27,16 +24,6 @@ _BNB_OPTIMIZERS = {
     "paged_lion_32bit": ("Lion32bit", {"is_paged": True}),
     "paged_lion_8bit": ("Lion8bit", {"is_paged": True}),
 }
-
-
-class Marker(Protocol):
-    """What a job tells whoever watches it."""
-
-    def mark(self, phase: str) -> None:
-        """A phase begins."""
-
-    def label(self, tensor: torch.Tensor, label: str) -> None:
-        """A tensor is a gradient, an optimizer state."""
 
 
 def torch_dtype(name: str) -> torch.dtype:
@@ -229,91 +216,3 @@ def _bnb_optimizer(model: nn.Module, groups: list[dict[str, Any]], name: str, st
             if isinstance(module, nn.Embedding):
                 manager.register_module_override(module, "weight", {"optim_bits": 32})
     return optimizer
-
-
-@contextlib.contextmanager
-def _autocast(stack: Stack, device: str) -> Iterator[None]:
-    if stack.autocast is None:
-        yield
-    else:
-        with torch.autocast(device, torch_dtype(stack.autocast)):
-            yield
-
-
-class Loop:
-    """The training loop of a recipe over one model, step by step."""
-
-    def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, training: TrainingSpec, stack: Stack, marker: Marker
-    ) -> None:
-        self.model, self.optimizer, self.training, self.stack, self.marker = model, optimizer, training, stack, marker
-        self.trainable = [p for p in model.parameters() if p.requires_grad]
-        self.device = self.trainable[0].device.type
-        self.outputs: Any = None
-        self.scaler = torch.amp.GradScaler(self.device) if stack.autocast == "float16" else None
-
-    def batch(self, seq_len: int) -> dict[str, torch.Tensor]:
-        """Token ids, labels and attention mask of one micro-batch, int64."""
-        ids = torch.zeros(self.training.micro_batch_size, seq_len, dtype=torch.long, device=self.device)
-        return {"input_ids": ids, "labels": ids.clone(), "attention_mask": torch.ones_like(ids)}
-
-    def micro_step(self, tag: str, seq_len: int) -> None:
-        """Forward and backward of one micro-batch."""
-        stack = self.stack
-        self.marker.mark(f"{tag}.forward")
-        batch = self.batch(seq_len)
-        with _autocast(stack, self.device):
-            outputs = self.model(**batch, **({"fused_lm_head": True} if stack.loss == "chunked" else {}))
-        if stack.autocast is not None and stack.outputs_to_float32:
-            from accelerate.utils.operations import convert_to_fp32
-
-            outputs = convert_to_fp32(outputs)
-        if stack.keeps_outputs:
-            self.outputs = outputs
-        loss = fused_losses.sft_loss(outputs) if stack.loss == "chunked" else outputs["loss"]
-        del outputs
-        if not stack.keeps_outputs:
-            del batch
-        self.marker.mark(f"{tag}.backward")
-        if self.scaler is None:
-            loss.backward()
-        else:
-            self.scaler.scale(loss).backward()
-        for parameter in self.trainable:
-            if parameter.grad is not None:
-                self.marker.label(parameter.grad, "gradient")
-
-    def optimizer_step(self, tag: str) -> None:
-        """Clip, step, drop gradients."""
-        self.marker.mark(f"{tag}.optimizer")
-        if self.training.max_grad_norm:
-            if self.scaler is not None:
-                self.scaler.unscale_(self.optimizer)
-            torch.nn.utils.clip_grad_norm_(self.trainable, self.training.max_grad_norm, foreach=True)
-        if self.scaler is None:
-            self.optimizer.step()
-        else:
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-        for state in self.optimizer.state.values():
-            for value in state.values():
-                if isinstance(value, torch.Tensor):
-                    self.marker.label(value, "optimizer")
-        if self.stack.zero_grad == "end":
-            self.marker.mark(f"{tag}.zero_grad")
-            self._zero_grad()
-
-    def _zero_grad(self) -> None:
-        for parameter in self.trainable:
-            parameter.grad = None
-
-    def step(self, index: int, seq_len: int | None = None) -> None:
-        """One optimizer step."""
-        tag = f"step{index}"
-        if self.stack.zero_grad == "start":
-            self.marker.mark(f"{tag}.zero_grad")
-            self._zero_grad()
-        micro_steps = self.training.gradient_accumulation_steps
-        for micro in range(micro_steps):
-            self.micro_step(f"{tag}.{micro}", seq_len or self.training.seq_len)
-        self.optimizer_step(tag)

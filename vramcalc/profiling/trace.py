@@ -18,7 +18,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vramcalc.profiling import fake, fused_losses
-from vramcalc.profiling.job import Loop, attach, build_model, build_optimizer
+from vramcalc.profiling.job import attach, build_model, build_optimizer
+from vramcalc.profiling.loop import Loop
 from vramcalc.profiling.recorder import Allocation, Recorder
 from vramcalc.shadow.kernels import cublas_workspace_bytes
 from vramcalc.specs import Method, ModelSpec, QLoRA, Stack, TrainingSpec

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from vramcalc.shadow import kernels, ops
 from vramcalc.shadow.autograd import Engine
-from vramcalc.shadow.dims import ceil_to
-from vramcalc.shadow.graph import Gradients
+from vramcalc.shadow.dims import ceil_to, product
+from vramcalc.shadow.graph import Backward, Gradients
 from vramcalc.shadow.ops import Saved, in_kernel
 from vramcalc.shadow.tape import ITEMSIZE, Shape, Storage, Tensor
 
@@ -146,9 +146,19 @@ def _softmax(e: Engine, x: Tensor) -> Tensor:
         shape,
         "float32",
         (),
-        lambda s, g: [e.new(shape, grad_dtype, "softmax backward")],
+        _softmax_backward(e, shape, grad_dtype),
         saves_result=True,
     )
+
+
+def _softmax_backward(e: Engine, shape: Shape, dtype: str) -> Backward:
+    def backward(_saved: Saved, g: Tensor) -> Gradients:
+        buffers = in_kernel(e, kernels.softmax_backward(product(shape)))
+        result = e.new(shape, dtype, "softmax backward")
+        del buffers
+        return [result]
+
+    return backward
 
 
 def repeat_kv(e: Engine, x: Tensor, heads: int) -> Tensor:
@@ -282,7 +292,7 @@ def math(e: Engine, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, hea
 def _safe_softmax(e: Engine, x: Tensor) -> Tensor:
     shape = x.shape
     batch, heads, rows, columns = shape
-    node = e.node("safe_softmax", [x], (), lambda s, g: [e.new(shape, "float32", "softmax backward")])
+    node = e.node("safe_softmax", [x], (), _softmax_backward(e, shape, "float32"))
     buffers = in_kernel(e, kernels.safe_softmax(batch, int(heads), rows, columns))
     y = Tensor(Storage(e.tape, shape, "float32", "safe_softmax"), shape, "float32", node)
     del buffers

@@ -101,6 +101,15 @@ def safe_softmax(batch: Size, heads: int, rows: Size, columns: Size) -> Buffers:
     ]
 
 
+def softmax_backward(scores: Size) -> Buffers:
+    """The gradient of a softmax in float32: its product with the result, before rows are summed.
+
+    References:
+        pytorch aten/src/ATen/native/cuda/SoftMax.cu, ``softmax_backward_cuda_out``.
+    """
+    return [(4 * scores, "softmax backward: gradient times result")]
+
+
 def choose_sdpa_kernel(
     requested: str,
     *,
