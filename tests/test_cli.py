@@ -60,6 +60,7 @@ OPTIONS: dict[str, tuple[str, Any]] = {
     "prepare_model_for_kbit_training": ("--no-prepare-model-for-kbit-training", False),
     "attn_implementation": ("--attn-implementation eager", "eager"),
     "sdpa_kernel": ("--sdpa-kernel math", "math"),
+    "repeats_kv": ("--repeats-kv", True),
     "loss": ("--loss chunked", "chunked"),
     "use_cache": ("--use-cache", True),
     "keeps_outputs": ("--keeps-outputs step", "step"),

@@ -1,6 +1,6 @@
 """The ``vramcalc`` command: each subcommand parses, calls the library, prints.
 
-Exit status: 0 something fits (or nothing was asked to fit), 1 nothing fits, 2 bad input.
+Exit status: 0 something fits (or nothing was asked to fit), 1 nothing fits or a trace differs, 2 bad input.
 """
 
 import json
@@ -150,6 +150,28 @@ def _max(
         _print(_painted(str(found)))
 
 
+@app.command("trace")
+@with_options
+def _trace(
+    model: Model,
+    layers: Annotated[str | None, typer.Option(help="Decoder layers to build.", metavar="<int>")] = None,
+    method: Method = "lora",
+    gpu: GpuName = None,
+    gpu_memory: GpuMemory = None,
+    stack: StackName = "transformers-trainer",
+    as_json: Json = False,
+    **options: Any,
+) -> None:
+    """Run the real libraries on fake tensors, and compare the estimate with them (extra 'profile')."""
+    from vramcalc.agreement import trace_and_estimate
+
+    device, n_layers = _named(gpu, gpu_memory), None if layers is None else whole_number("--layers", layers)
+    asked = {"gpu": device, "stack": stack, "layers": n_layers, **settings_of(options)}
+    found = trace_and_estimate(model, _known_method(method), **asked)
+    _print(found.to_json() if as_json else str(found))
+    _exit(found.agrees)
+
+
 @app.command()
 def gpus(
     as_json: Json = False, known: Annotated[bool, typer.Option("--known", help="Only the table.")] = False
@@ -173,6 +195,23 @@ def models(as_json: Json = False) -> None:
         _print_json(known_models())
     else:
         _print(models_text())
+
+
+@app.command()
+def accuracy(
+    file: Annotated[str, typer.Argument(help="Measurements in the schema of tables/measurements.csv.")],
+    rows: Annotated[bool, typer.Option("--rows", help="Every row.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Predictions against published measurements of real runs."""
+    from vramcalc import accuracy as measured
+    from vramcalc.render_accuracy import accuracy_text
+
+    found = measured.accuracy(file)
+    if as_json:
+        _print_json(found.to_dict(rows=rows))
+    else:
+        _print(accuracy_text(found, rows=rows))
 
 
 # -- helpers ---------------------------------------------------------------------------------------------------------

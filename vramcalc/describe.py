@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from vramcalc.job import Job
 from vramcalc.methods.lora import usual_adapter_dtype
-from vramcalc.shadow.attention import choose
+from vramcalc.shadow.attention import choose, repeats_heads
 from vramcalc.specs import FullFineTuning, Gpu, LoRA, QLoRA
 
 SHORT_DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
@@ -34,12 +34,15 @@ def kernel(job: Job) -> str:
     """The attention kernel that runs: ``eager``, or the one behind SDPA."""
     dtype = job.stack.autocast or ("float32" if _raised(job) else job.stack.dtype)
     windowed = job.model.sliding_window is not None and job.training.seq_len >= job.model.sliding_window
+    masked = job.training.padded or windowed
+    heads, kv_heads = job.model.num_attention_heads, job.model.num_key_value_heads
+    repeats = repeats_heads(heads, kv_heads, job.model.head_dim, masked=masked, always=job.stack.repeats_kv)
     return choose(
         job.stack.attn_implementation,
         job.stack.sdpa_kernel,
         dtype=dtype,
-        masked=job.training.padded or windowed,
-        grouped=job.model.num_attention_heads != job.model.num_key_value_heads,
+        masked=masked,
+        grouped=heads != kv_heads and not repeats,
         head_dim=job.model.head_dim,
         compute_capability=job.compute_capability,
     )

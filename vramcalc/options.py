@@ -43,6 +43,7 @@ _HELP = {
     "prepare_model_for_kbit_training": "Raise what QLoRA leaves in 16 bits to float32.",
     "attn_implementation": "Attention of the model.",
     "sdpa_kernel": "Kernel behind SDPA.",
+    "repeats_kv": "Key and value heads are copied before SDPA.",
     "loss": "How the loss is computed.",
     "use_cache": "A KV cache is filled while training.",
     "keeps_outputs": "The loop holds on to the model's outputs.",

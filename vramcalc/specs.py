@@ -184,6 +184,8 @@ class Stack(Spec):
     attn_implementation: AttnImplementation = "sdpa"
     sdpa_kernel: SdpaKernel = "auto"
     """Kernel behind ``scaled_dot_product_attention``; ``auto`` chooses as torch does on the GPU at hand."""
+    repeats_kv: bool = False
+    """Key and value heads are copied to the number of query heads before SDPA, as before transformers 4.48."""
     loss: LossKind = "full"
     """``full`` logits; ``chunked``: TRL's tiled log-probabilities; ``fused_linear``: Liger's fused linear loss."""
     use_cache: bool = False

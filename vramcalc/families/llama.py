@@ -88,29 +88,32 @@ class Attention(Module):
     def attend(self, x: Tensor, shared: Shared) -> tuple[Tensor, Tensor | None]:
         """``forward``: the result and, from eager code, the attention weights."""
         e, spec, stack = self.engine, self.spec, self.context.stack
-        grouped = spec.num_attention_heads != spec.num_key_value_heads
+        heads, kv_heads, masked = spec.num_attention_heads, spec.num_key_value_heads, shared.mask is not None
+        repeats = attention.repeats_heads(heads, kv_heads, spec.head_dim, masked=masked, always=stack.repeats_kv)
         q, k = self.query(x), self.key(x)
         v = self.v_proj(x)
         kernel = attention.choose(
             stack.attn_implementation,
             stack.sdpa_kernel,
             dtype=e.autocast or v.dtype,
-            masked=shared.mask is not None,
-            grouped=grouped,
+            masked=masked,
+            grouped=heads != kv_heads and not repeats,
             head_dim=spec.head_dim,
             compute_capability=self.context.compute_capability,
         )
         by_head = (
             kernel in ("eager", "math")
             or shared.cache is not None
-            or (grouped and shared.mask is not None)
+            or repeats
             or (kernel == "flash" and spec.head_dim % 8 > 0)
         )
         v = self.split(v, spec.num_key_value_heads, head_major_grad=by_head)
         q, k = ops.rotary(e, q, shared.cos, shared.sin), ops.rotary(e, k, shared.cos, shared.sin)
         if shared.cache is not None:
             k, v = shared.cache.update(e, k, v)
-        out, weights = attention.attend(e, kernel, q, k, v, shared.mask, self.context.compute_capability)
+        out, weights = attention.attend(
+            e, kernel, q, k, v, shared.mask, self.context.compute_capability, repeats=repeats
+        )
         out = ops.merge_heads(e, out)
         return self.o_proj(out), weights
 

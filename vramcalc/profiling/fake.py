@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from vramcalc.profiling import fused_losses
 from vramcalc.profiling.fake_attention import scaled_dot_product_attention
@@ -176,6 +176,7 @@ def _optimizer_replacements() -> list[tuple[Any, str, Any]]:
 @contextlib.contextmanager
 def cuda_choices(stack: Stack, compute_capability: tuple[int, int], *, padded: bool) -> Iterator[None]:
     """Patch torch and transformers so that fake ``cpu`` tensors take the paths of a CUDA device; undone on exit."""
+    import transformers.integrations.sdpa_attention as sdpa_attention
     import transformers.masking_utils as masking
     from transformers import PreTrainedModel
 
@@ -198,6 +199,7 @@ def cuda_choices(stack: Stack, compute_capability: tuple[int, int], *, padded: b
         (nn.Module, "_apply", _apply),
         (PreTrainedModel, "init_weights", lambda self: self.tie_weights()),
         (masking, "_ignore_causal_mask_sdpa", ignore_causal_mask),
+        *([(sdpa_attention, "use_gqa_in_sdpa", lambda *_: False)] if stack.repeats_kv else []),
         (nn.functional, "dropout", _dropout),
         (nn.functional, "softmax", _softmax),
         # PEFT asks about CUDA's autocast, which is what is_autocast_enabled() without a device means.
@@ -210,6 +212,31 @@ def cuda_choices(stack: Stack, compute_capability: tuple[int, int], *, padded: b
         (torch, "get_rng_state", lambda: rng),
     ]
     replacements += _optimizer_replacements() + fused_losses.replacements(stack, compute_capability)
+    with _replaced(replacements):
+        yield
+
+
+@contextlib.contextmanager
+def default_optimizer_loops() -> Iterator[None]:
+    """Let torch's optimizers and clipping choose ``foreach`` by themselves, as they do for CUDA parameters."""
+    from torch.optim import optimizer
+    from torch.utils import _foreach_utils
+
+    types = [*optimizer._foreach_supported_types, FakeTensor]
+    with _replaced(
+        [
+            (optimizer, "_foreach_supported_types", types),
+            (optimizer, "_get_foreach_kernels_supported_devices", lambda: ["cpu"]),
+            (_foreach_utils, "_foreach_supported_types", types),
+            (_foreach_utils, "_get_foreach_kernels_supported_devices", lambda: ["cpu"]),
+        ]
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def _replaced(replacements: list[tuple[Any, str, Any]]) -> Iterator[None]:
+    """Attributes replaced, and put back on exit."""
     missing = object()
     before = [(owner, name, getattr(owner, name, missing)) for owner, name, _ in replacements]
     try:

@@ -57,6 +57,15 @@ def _flash(e: Engine, q: Tensor, k: Tensor, v: Tensor, *, copies_grad: bool = Fa
     return y
 
 
+def repeats_heads(heads: int, kv_heads: int, head_dim: int, *, masked: bool, always: bool) -> bool:
+    """Whether transformers copies key and value heads before SDPA instead of passing ``enable_gqa``.
+
+    References:
+        transformers integrations/sdpa_attention.py, ``use_gqa_in_sdpa``.
+    """
+    return heads != kv_heads and (masked or always or head_dim > 256)
+
+
 def choose(
     implementation: str,
     sdpa_kernel: str,
@@ -67,14 +76,14 @@ def choose(
     head_dim: int,
     compute_capability: tuple[int, int],
 ) -> str:
-    """The kernel that attends: ``eager``, or what stands behind SDPA."""
+    """The kernel that attends: ``eager``, or what stands behind SDPA; ``grouped`` heads are not repeated."""
     if implementation == "eager":
         return "eager"
     return kernels.choose_sdpa_kernel(
         sdpa_kernel,
         dtype=dtype,
         masked=masked,
-        grouped=grouped and not masked,
+        grouped=grouped,
         head_dim=head_dim,
         compute_capability=compute_capability,
     )
@@ -88,10 +97,10 @@ def attend(
     v: Tensor,
     mask: Tensor | None,
     compute_capability: tuple[int, int],
+    *,
+    repeats: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """Transformers' attention interface: the result, and the weights where eager code returns them.
-
-    SDPA takes grouped heads as they are without a mask and repeats them with one.
 
     References:
         transformers integrations/sdpa_attention.py.
@@ -99,8 +108,7 @@ def attend(
     if kernel == "eager":
         return eager(e, q, k, v, mask)
     heads = int(q.shape[1])
-    repeated = mask is not None and k.shape[1] != heads
-    if repeated:
+    if repeats:
         k, v = repeat_kv(e, k, heads), repeat_kv(e, v, heads)
     if e.autocast is not None:
         v, k, q = ops.to(e, v, e.autocast), ops.to(e, k, e.autocast), ops.to(e, q, e.autocast)
@@ -109,7 +117,7 @@ def attend(
             return flash(e, q, k, v), None
         case "math":
             with e.no_autocast():
-                y = math(e, q, k, v, mask, head_major_kv=repeated)
+                y = math(e, q, k, v, mask, head_major_kv=repeats)
             return ops.clone(e, y), None
         case _:
             return efficient(e, q, k, v, mask, kernel, compute_capability), None

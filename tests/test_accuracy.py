@@ -1,0 +1,114 @@
+"""Predictions against ``tables/measurements.csv``: figures that other people measured on real GPUs."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command import run
+
+from vramcalc.accuracy import Accuracy, accuracy
+from vramcalc.errors import DataError
+from vramcalc.measurements import COLUMNS, predict, read_measurements
+
+PATH = Path(__file__).resolve().parent.parent / "tables" / "measurements.csv"
+TABLE = read_measurements(PATH)
+
+
+@pytest.fixture(scope="module")
+def found() -> Accuracy:
+    return accuracy(PATH)
+
+
+def test_every_row_is_predicted_or_has_a_reason(found: Accuracy) -> None:
+    assert len(found.predictions) == len(TABLE)
+    predicted = sum(g.count for g in found.groups) + sum(g.count for g in found.apart)
+    assert predicted + sum(found.unsupported.values()) == len(TABLE)
+    assert all((p.predicted_bytes is None) == bool(p.reason) for p in found.predictions)
+
+
+def test_allocated_is_within_what_is_promised(found: Accuracy) -> None:
+    """Mean absolute error at most 1 %, the worst at most 5 %."""
+    groups = [g for g in found.groups if g.metric == "allocated_max"]
+    assert {g.method for g in groups} == {"lora", "qlora"}
+    assert sum(g.count for g in groups) >= 70
+    for group in groups:
+        assert group.mape <= 0.01
+        assert abs(group.worst) <= 0.05
+
+
+def test_reserved_and_process_stay_where_they_are(found: Accuracy) -> None:
+    """Not yet what is aimed at, 2 % and 10 %: eager attention and what loading leaves behind. They may not get worse."""
+    for group in found.groups:
+        if group.metric in ("reserved_max", "process_used"):
+            assert group.mape <= 0.025
+            assert abs(group.worst) <= 0.15
+
+
+def test_a_group_is_the_mean_of_its_rows(found: Accuracy) -> None:
+    for group in found.groups:
+        key = (group.stack, group.method, group.metric)
+        errors = [
+            p.error for p in found.predictions if p.error and (p.row["stack"], p.row["method"], p.row["metric"]) == key
+        ]
+        assert group.count >= len(errors) > 0
+        assert group.bias == pytest.approx(sum(errors) / group.count)
+        assert group.mape >= abs(group.bias)
+        assert abs(group.worst) == max(map(abs, errors))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"stack": "unsloth"}, "stack unsloth"),
+        ({"method": "vera"}, "method vera"),
+        ({"quant": "gptq4"}, "quantisation gptq4"),
+        ({"n_gpus": "2"}, "several GPUs"),
+        ({"transformers_version": "4.45.2"}, "transformers 4.45"),
+        ({"attention": "flash2"}, "attention flash2"),
+        ({"kernels": "foak"}, "kernels foak"),
+        ({"model": "no/such-model"}, "model no/such-model"),
+        ({"metric": "phase:after_load"}, "metric phase"),
+        ({"targets": "peft-default"}, "adapters unknown"),
+    ],
+)
+def test_what_is_not_modelled_is_not_predicted(found: Accuracy, change: dict[str, str], reason: str) -> None:
+    good = next(p.row for p in found.predictions if p.predicted_bytes and p.row["method"] == "lora")
+    (changed,) = predict([{**good, **change}])
+    assert (changed.predicted_bytes, changed.reason) == (None, reason)
+
+
+def test_any_file_in_the_schema_is_read(tmp_path: Path, found: Accuracy) -> None:
+    good = next(p for p in found.predictions if p.predicted_bytes)
+    file = tmp_path / "mine.csv"
+    with file.open("w", newline="") as out:
+        writer = csv.DictWriter(out, COLUMNS, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerow(good.row)
+    (again,) = accuracy(file).predictions
+    assert again.predicted_bytes == good.predicted_bytes
+
+
+@pytest.mark.parametrize("text", ["", "a,b\n1,2\n", "\x00"])
+def test_other_files_are_refused(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "other.csv"
+    file.write_text(text)
+    with pytest.raises(DataError, match=r"other\.csv .*measurements\.csv"):
+        accuracy(file)
+
+
+def test_the_command_prints_what_the_library_finds(tmp_path: Path, found: Accuracy) -> None:
+    text = run("accuracy", str(PATH)).out
+    for group in found.groups:
+        assert group.worst_case in text
+    answer: dict[str, Any] = json.loads(run("accuracy", str(PATH), "--json", "--rows").out)
+    assert len(answer["rows"]) == len(TABLE)
+    assert set(answer["rows"][0]) == {
+        "case_id", "metric", "n_gpus", "value_bytes", "predicted_bytes", "low_bytes", "high_bytes", "reason",
+    }  # fmt: skip
+    missing = run("accuracy", str(tmp_path / "none.csv"))
+    assert missing.status == 2
+    assert missing.out == ""

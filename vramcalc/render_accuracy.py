@@ -1,0 +1,58 @@
+"""Accuracy on published measurements as plain text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vramcalc.accuracy import Accuracy, Group
+from vramcalc.render import table
+from vramcalc.units import gib
+
+
+def accuracy_text(found: Accuracy, *, rows: bool = False) -> str:
+    """Groups, rows that are reported apart, unsupported rows by reason; on request every row."""
+    predicted = sum(g.count for g in found.groups)
+    total = len(found.predictions)
+    parts = [f"{predicted:,} of {total:,} rows predicted", _groups(found.groups)]
+    if found.apart:
+        parts.append(f"apart: only the cap on the length is known\n{_groups(found.apart)}")
+    if found.unsupported:
+        body = [(f"{n:,}", reason) for reason, n in found.unsupported.most_common()]
+        parts.append(f"unsupported: {sum(found.unsupported.values()):,} rows\n{table(body, ('', ''), right=(0,))}")
+    parts.append("no interval: none has been calibrated on GPUs")
+    if rows:
+        parts.append(_rows(found))
+    return "\n\n".join(parts)
+
+
+def _groups(groups: Sequence[Group]) -> str:
+    body = [
+        (
+            g.stack,
+            g.method,
+            g.metric,
+            g.count,
+            f"{100 * g.mape:.2f} %",
+            f"{100 * g.bias:+.2f} %",
+            f"{100 * g.median:.2f} %",
+            f"{100 * g.worst:+.2f} %",
+            g.worst_case,
+        )
+        for g in groups
+    ]
+    headers = ("stack", "method", "metric", "rows", "MAPE", "bias", "median", "worst", "worst row")
+    return table(body, headers, right=(3, 4, 5, 6, 7))
+
+
+def _rows(found: Accuracy) -> str:
+    body = [
+        (
+            p.row["case_id"],
+            p.row["metric"],
+            gib(p.value_bytes) if p.value_bytes else "",
+            gib(p.predicted_bytes) if p.predicted_bytes is not None else "",
+            f"{100 * p.error:+.2f} %" if p.error is not None else p.reason,
+        )
+        for p in found.predictions
+    ]
+    return table(body, ("row", "metric", "measured", "predicted", "error"), right=(2, 3))
