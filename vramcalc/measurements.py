@@ -54,7 +54,9 @@ _GPUS = {
 }
 _STACKS = {"transformers-loop": False, "trainer": True, "trl": True}
 """Loops that are modelled, and whether Trainer runs them: two parameter groups, clipping, only the loss kept."""
-_METRICS = ("allocated_max", "reserved_max", "process_used")
+_PEAKS_OF_PHASES = {"phase:forward_peak": "forward", "phase:optimizer_step_peak": "optimizer step"}
+"""Peaks within a phase, and how the names of its instants begin; snapshots after a phase are not predicted."""
+_METRICS = ("allocated_max", "reserved_max", "process_used", *_PEAKS_OF_PHASES)
 
 
 @dataclass(frozen=True)
@@ -139,8 +141,11 @@ def _metric(found: Estimate, metric: str) -> int:
             return found.block_bytes
         case "reserved_max":
             return found.reserved_bytes
-        case _:
+        case "process_used":
             return found.process_bytes
+        case _:
+            phase = _PEAKS_OF_PHASES[metric]
+            return max(i.n_bytes for i in found.instants if i.name.startswith(phase))
 
 
 class _Reason(Unsupported):
