@@ -36,7 +36,7 @@ CASES: tuple[tuple[str, str, dict[str, Any]], ...] = (
 def shadow(job: Job) -> tuple[list[int], list[int], int]:
     """Events of two steps, bytes of each birth, and the event where training starts."""
     loop = Loop(job, Sizes.of(job), job.model.num_hidden_layers)
-    loop.steps(2)
+    loop.steps([job.training.seq_len] * 2)
     end = loop.tape.marks[-1][0]
     start = next(i for i, phase, _ in loop.tape.marks if phase.startswith("step"))
     return loop.tape.events[:end], [requested(b) for b in loop.tape.births], start

@@ -3,9 +3,6 @@
 Exit status: 0 something fits (or nothing was asked to fit), 1 nothing fits or a trace differs, 2 bad input.
 """
 
-import json
-import os
-import re
 import sys
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -15,9 +12,12 @@ from vramcalc import __version__, catalog
 from vramcalc.errors import DoesNotFit, InvalidValue, VramcalcError
 from vramcalc.estimation import estimate
 from vramcalc.fitting import METHODS, fit
-from vramcalc.options import settings_of, whole_number, with_options
+from vramcalc.options import noted_settings_of, settings_of, whole_number, with_options
 from vramcalc.presets import PRESETS
 from vramcalc.specs import Gpu
+from vramcalc.terminal import painted as _painted
+from vramcalc.terminal import print_json as _print_json
+from vramcalc.terminal import print_text as _print
 from vramcalc.units import parse_bytes
 from vramcalc.verdicts import Verdict, verdict
 
@@ -38,9 +38,6 @@ app = typer.Typer(
 
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 """click's, or that of the copy of click that newer releases of typer carry."""
-_COLOURS = {"fits": typer.colors.GREEN, "tight": typer.colors.YELLOW, "does not fit": typer.colors.RED}
-_STATUS = re.compile(r"(?m)(?<=  |: )(does not fit|tight|fits)(?=$|\.)")
-"""A verdict: the last cell of a row, or the first words after a GPU's name."""
 
 Model = Annotated[str, typer.Argument(help="Hugging Face id, short name, or path to a config.json.")]
 Method = Annotated[str, typer.Option(help=f"One of: {', '.join(METHODS)}.")]
@@ -82,7 +79,7 @@ def _fit(
     """
     methods = [_known_method(name) for name in method or METHODS]
     devices, notes = _gpus(gpu, gpu_memory)
-    verdicts = fit(model, gpus=devices, methods=methods, stack=stack, **settings_of(options))
+    verdicts = fit(model, gpus=devices, methods=methods, stack=stack, **noted_settings_of(options))
     for note in notes:
         typer.echo(f"note: {note}", err=True)
     if as_json:
@@ -110,7 +107,7 @@ def _estimate(
     With --gpu also whether it fits, and what would help.
     """
     device = _named(gpu, gpu_memory)
-    found = estimate(model, _known_method(method), gpu=device, stack=stack, **settings_of(options))
+    found = estimate(model, _known_method(method), gpu=device, stack=stack, **noted_settings_of(options))
     answer = verdict(found) if device else None
     if as_json:
         _print_json({**found.to_dict(), "verdict": answer.to_dict() if answer else None})
@@ -143,7 +140,7 @@ def _max(
         raise InvalidValue("--of", of, "micro-batch-size or seq-len")
     extra = {} if limit is None else {"limit": whole_number("--limit", limit)}
     device = _named(gpu, gpu_memory) or _first_detected()
-    found = search(model, _known_method(method), gpu=device, stack=stack, **extra, **settings_of(options))
+    found = search(model, _known_method(method), gpu=device, stack=stack, **extra, **noted_settings_of(options))
     if as_json:
         _print_json({**_summary(found.verdict), **found.to_dict()})
     else:
@@ -168,7 +165,10 @@ def _trace(
     device, n_layers = _named(gpu, gpu_memory), None if layers is None else whole_number("--layers", layers)
     asked = {"gpu": device, "stack": stack, "layers": n_layers, **settings_of(options)}
     found = trace_and_estimate(model, _known_method(method), **asked)
-    _print(found.to_json() if as_json else str(found))
+    if as_json:
+        _print_json(found.to_dict())
+    else:
+        _print(str(found))
     _exit(found.agrees)
 
 
@@ -282,25 +282,6 @@ def _summary(v: Verdict) -> dict[str, Any]:
         "process_bytes": e.process_bytes,
         "warnings": list(e.warnings),
     }
-
-
-def _painted(text: str) -> str:
-    """A verdict's text with its verdicts in colour; click takes the colours out when stdout is no terminal."""
-    if os.environ.get("NO_COLOR"):
-        return text
-    return _STATUS.sub(lambda m: typer.style(m[0], fg=_COLOURS[m[0]], bold=True), text)
-
-
-def _print(text: str) -> None:
-    try:
-        typer.echo(text)
-    except BrokenPipeError:
-        # The reader went away, as in `vramcalc models | head`; the exit status still says what was found.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _print_json(value: object) -> None:
-    _print(json.dumps(value, indent=2))
 
 
 def _exit(ok: bool) -> None:

@@ -81,5 +81,19 @@ class DetectionError(VramcalcError):
     """NVML could not tell which GPUs this machine has."""
 
 
+class MissingExtra(VramcalcError):
+    """Libraries of an optional extra that are not installed.
+
+    Attributes:
+        extra: the extra that brings them.
+        missing: the libraries.
+    """
+
+    def __init__(self, extra: str, why: str, missing: Iterable[str]) -> None:
+        self.extra, self.missing = extra, tuple(missing)
+        are = "is" if len(self.missing) == 1 else "are"
+        super().__init__(f"{why}, and {', '.join(self.missing)} {are} not installed: pip install '.[{extra}]'")
+
+
 class DataError(VramcalcError):
     """A shipped or user-supplied table is broken."""

@@ -18,7 +18,6 @@ from vramcalc.specs import FullFineTuning, LoRA, QLoRA, Stack, TrainingSpec
 
 PATH = Path(__file__).with_name("traces.csv")
 METHODS = {"full": FullFineTuning, "lora": LoRA, "qlora": QLoRA}
-LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "liger-kernel", "trl")
 
 
 @dataclass(frozen=True)
@@ -69,30 +68,16 @@ def rows() -> list[Row]:
 
 def traced(row: Row) -> Row:
     """The row with numbers from the libraries that are installed."""
-    from importlib.metadata import PackageNotFoundError, version
-
     from vramcalc.profiling.trace import trace
-    from vramcalc.shadow.replay import replay
 
     job = row.job()
     found = trace(job.model, job.method, job.training, job.stack, compute_capability=job.compute_capability)
-    # What loading made and dropped again is left out: how a checkpoint is read is not part of a training step.
-    dropped = {~event for event in found.events[: found.start] if event < 0}
-    loaded = [event for event in found.events[: found.start] if event >= 0 and event not in dropped]
-    sizes = [a.n_bytes for a in found.allocations]
-    reserved = replay(loaded + found.events[found.start :], sizes, start=len(loaded)).peak_reserved_bytes
-    versions = []
-    for library in LIBRARIES:
-        try:
-            versions.append(f"{library} {version(library)}")
-        except PackageNotFoundError:
-            continue
     today = datetime.now(tz=UTC).date().isoformat()
     return replace(
         row,
         allocated_bytes=str(found.peak()[0]),
-        reserved_bytes=str(reserved),
-        versions=", ".join(versions),
+        reserved_bytes=str(found.replay().peak_reserved_bytes),
+        versions=", ".join(f"{library} {version}" for library, version in found.versions.items()),
         checked_on=today,
     )
 

@@ -199,6 +199,8 @@ def cuda_choices(stack: Stack, compute_capability: tuple[int, int], *, padded: b
         (nn.Module, "_apply", _apply),
         (PreTrainedModel, "init_weights", lambda self: self.tie_weights()),
         (masking, "_ignore_causal_mask_sdpa", ignore_causal_mask),
+        # Whether sequences are packed is read off the positions; those of a plain batch say no.
+        (masking, "find_packed_sequence_indices", lambda _position_ids: None),
         *([(sdpa_attention, "use_gqa_in_sdpa", lambda *_: False)] if stack.repeats_kv else []),
         (nn.functional, "dropout", _dropout),
         (nn.functional, "softmax", _softmax),

@@ -100,11 +100,12 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Write down a death."""
         self.events.append(~allocation.id)
 
-    def label(self, tensor: torch.Tensor, label: str) -> None:
-        """Say what a tensor's storage holds."""
+    def label(self, tensor: torch.Tensor, label: str, module: str = "") -> None:
+        """Say what a tensor's storage holds, and whose it is."""
         found = self._live.get(tensor.untyped_storage()._cdata)
         if found is not None:
             found.label = label
+            found.module = module or found.module
 
     def label_rest(self, label: str) -> None:
         """Label everything alive that has no label yet."""

@@ -10,7 +10,6 @@ import gc
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,50 +19,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from vramcalc.profiling import fake, fused_losses
 from vramcalc.profiling.job import attach, build_model, build_optimizer
 from vramcalc.profiling.loop import Loop
-from vramcalc.profiling.recorder import Allocation, Recorder
+from vramcalc.profiling.recorder import Recorder
+from vramcalc.profiling.result import Trace, describe
+from vramcalc.profiling.watch import Watch
 from vramcalc.shadow.kernels import cublas_workspace_bytes
 from vramcalc.specs import Method, ModelSpec, QLoRA, Stack, TrainingSpec
 
-
-@dataclass(frozen=True)
-class Trace:
-    """What a traced job asked the allocator for.
-
-    Attributes:
-        allocations: every storage, in order of birth.
-        events: ``id`` for a birth, ``~id`` for a death, in order.
-        marks: ``(index into events, phase)``.
-        start: index of the first event after loading.
-    """
-
-    allocations: list[Allocation]
-    events: list[int]
-    marks: list[tuple[int, str]]
-    start: int
-
-    def peak(self) -> tuple[int, int]:
-        """Largest sum of live storages while training, and the number of events until then. [B], [1]"""
-        current = best = at = 0
-        for index, event in enumerate(self.events):
-            if event >= 0:
-                current += self.allocations[event].size
-                if index >= self.start - 1 and current > best:
-                    best, at = current, index + 1
-            else:
-                current -= self.allocations[~event].size
-                if index == self.start - 1:
-                    best, at = max(best, current), index + 1
-        return best, at
-
-    def live_at(self, n_events: int) -> list[Allocation]:
-        """Storages alive after the first ``n_events`` events."""
-        alive: dict[int, Allocation] = {}
-        for event in self.events[:n_events]:
-            if event >= 0:
-                alive[event] = self.allocations[event]
-            else:
-                del alive[~event]
-        return list(alive.values())
+__all__ = ["Trace", "describe", "trace", "trace_custom"]
 
 
 @contextlib.contextmanager
@@ -84,6 +46,14 @@ def _fake_cuda(
             yield
     finally:
         gc.enable()
+
+
+def _label_loaded(recorder: Recorder, model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        recorder.label(parameter, "parameter", module=name)
+    for name, buffer in model.named_buffers():
+        recorder.label(buffer, "buffer", module=name)
+    recorder.label_rest("buffer")
 
 
 def _name_modules(recorder: Recorder, model: nn.Module) -> None:
@@ -150,9 +120,7 @@ def trace(
         fused_losses.install(built, stack)
         built = attach(built, method, training, stack, prepare_kbit=fake.prepare_kbit, adapt=adapt)
         gc.collect()
-        for parameter in built.parameters():
-            recorder.label(parameter, "parameter")
-        recorder.label_rest("buffer")
+        _label_loaded(recorder, built)
         _name_modules(recorder, built)
         marker = _Marker(recorder, cublas_workspace_bytes(compute_capability) if kernel_buffers else 0)
         loop = Loop(built, build_optimizer(built, training, stack), training, stack, marker)
@@ -164,8 +132,72 @@ def trace(
     return Trace(recorder.allocations, recorder.events[:n_events], recorder.marks, start)
 
 
-def describe(allocation: Allocation) -> str:
-    """One line on one storage."""
-    shape = "x".join(map(str, allocation.shape))
-    where: Any = allocation.node or allocation.module or "-"
-    return f"{allocation.size:>14,} {allocation.dtype:9} {shape:20} {allocation.op} [{where}] {allocation.phase}"
+def trace_custom(
+    model_factory: Callable[[], nn.Module],
+    step_fn: Callable[[Any], object],
+    *,
+    stack: Stack | None = None,
+    compute_capability: tuple[int, int] = (8, 0),
+    steps: int = 2,
+    padded: bool = False,
+) -> Trace:
+    """Run a training step of your own on fake tensors and record what it allocates.
+
+    For models, adapters and loops that an estimate does not know: whatever runs in torch can be traced, without a GPU,
+    without weights. Both functions are called with fake tensors in force, on the device ``cpu`` that stands for CUDA:
+    build models from a configuration (``from_config``, not ``from_pretrained``), and leave ``.cuda()`` out. Fake
+    tensors have no values, so a step must not branch on any, and packed sequences are taken for plain ones. Phases are
+    found by watching modules, the backward pass and optimizers.
+
+    A GPT-2, which no estimate knows::
+
+        import torch
+        from transformers import AutoModelForCausalLM, GPT2Config
+        from vramcalc.profiling.trace import describe, trace_custom
+
+        def model():
+            return AutoModelForCausalLM.from_config(GPT2Config(), dtype=torch.bfloat16).train()
+
+        class Step:
+            optimizer = None
+
+            def __call__(self, model):
+                if self.optimizer is None:
+                    self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+                ids = torch.zeros(4, 512, dtype=torch.long)
+                model(input_ids=ids, labels=ids).loss.backward()
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+
+        found = trace_custom(model, Step())
+        allocated, at = found.peak()
+        print(allocated, found.phase_at(at), found.replay().peak_reserved_bytes, found.versions)
+        for storage in found.live_at(at):
+            print(describe(storage))
+
+    Args:
+        model_factory: builds the model, adapters included, and puts it in training mode.
+        step_fn: runs one optimizer step, given the model. It may make its optimizer when first called.
+        stack: which attention kernel and which fused loss are forced; every other setting is what the functions do.
+        compute_capability: GPU generation whose kernel choices are forced.
+        steps: optimizer steps; the second one is the first with optimizer state.
+        padded: the batch holds padding, so attention gets a mask.
+
+    Returns:
+        The trace, loading included.
+    """
+    recorder = Recorder(fake.hidden_buffers(compute_capability))
+    with _fake_cuda(recorder, stack or Stack(), compute_capability, padded=padded), fake.default_optimizer_loops():
+        model = model_factory()
+        gc.collect()
+        _label_loaded(recorder, model)
+        _name_modules(recorder, model)
+        marker = _Marker(recorder, cublas_workspace_bytes(compute_capability))
+        start = len(recorder.events)
+        with Watch(model, marker) as watch:
+            for index in range(steps):
+                watch.begin(index)
+                step_fn(model)
+        n_events = len(recorder.events)
+        recorder.mark("exit")
+    return Trace(recorder.allocations, recorder.events[:n_events], recorder.marks, start)

@@ -1,0 +1,201 @@
+"""An estimate beside a trace of the real libraries: the same peaks, or the first tensor that only one of them has."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vramcalc.describe import SHORT_DTYPES, method_line
+from vramcalc.difference import LiveRow, first_difference
+from vramcalc.errors import InvalidValue, MissingExtra
+from vramcalc.estimation import Estimate, estimate_job, make_job
+from vramcalc.job import Job
+from vramcalc.render import table
+from vramcalc.specs import Gpu, ModelSpec
+
+if TYPE_CHECKING:
+    from vramcalc.profiling.result import Trace
+
+TOLERANCE = 2e-4
+"""Of the allocated peak, relative."""
+_NEEDED = ("torch", "transformers", "peft", "accelerate", "bitsandbytes")
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """One side: highest allocated and reserved memory, and what runs at the former. [B]"""
+
+    allocated_bytes: int
+    reserved_bytes: int
+    instant: str
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """A trace and an estimate of one job.
+
+    Attributes:
+        estimate: what was predicted.
+        trace: what the libraries did.
+        traced: peaks of the trace.
+        predicted: peaks of the estimate.
+        difference: where allocated peaks differ, the first row that only one side has alive at the traced peak.
+    """
+
+    estimate: Estimate
+    trace: Trace
+    traced: Peaks
+    predicted: Peaks
+    difference: LiveRow | None
+
+    @property
+    def allocated_error(self) -> float:
+        """Predicted over traced, less one."""
+        return self.predicted.allocated_bytes / self.traced.allocated_bytes - 1
+
+    @property
+    def reserved_error(self) -> float:
+        """Predicted over traced, less one."""
+        return self.predicted.reserved_bytes / self.traced.reserved_bytes - 1
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the allocated peaks are within the tolerance."""
+        return abs(self.allocated_error) <= TOLERANCE
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain values."""
+        job = self.estimate.job
+        return {
+            "model": job.model.name,
+            "method": job.method.kind,
+            "layers": job.model.num_hidden_layers,
+            "traced": vars(self.traced),
+            "predicted": vars(self.predicted),
+            "allocated_error": self.allocated_error,
+            "reserved_error": self.reserved_error,
+            "agrees": self.agrees,
+            "difference": vars(self.difference) if self.difference else None,
+            "versions": self.trace.versions,
+        }
+
+    def to_json(self, *, indent: int | None = 2) -> str:
+        """``to_dict`` as JSON."""
+        return json.dumps(self.to_dict(), indent=indent)
+
+    def __str__(self) -> str:
+        job, traced, predicted = self.estimate.job, self.traced, self.predicted
+        rows = [
+            ("allocated", traced.allocated_bytes, predicted.allocated_bytes, self.allocated_error),
+            ("reserved", traced.reserved_bytes, predicted.reserved_bytes, self.reserved_error),
+        ]
+        cells = [(name, f"{a:,}", f"{b:,}", f"{100 * error:+.4f} %") for name, a, b, error in rows]
+        verdict = "agree" if self.agrees else "DIFFER"
+        parts = [
+            f"{job.model.name}, {job.model.num_hidden_layers} layers: {method_line(job)}",
+            "  traced with " + ", ".join(f"{name} {v}" for name, v in self.trace.versions.items()),
+            table([*cells], ("bytes at the peak", "traced", "predicted", "difference"), right=(1, 2, 3)),
+            table([("traced peak", traced.instant), ("predicted peak", predicted.instant)], ("", "")),
+            f"Allocated peaks {verdict}: asked for is {100 * TOLERANCE:g} %.",
+        ]
+        if self.difference is not None:
+            parts.append(_told(self.difference))
+        return "\n\n".join(parts)
+
+
+def _told(row: LiveRow) -> str:
+    other = "prediction" if row.side == "trace" else "trace"
+    shape = " x ".join(map(str, row.shape)) or "scalar"
+    return (
+        f"First difference at the traced peak: alive in the {row.side}, not in the {other}\n"
+        f"  {row.module or '-'}: {row.what}, {shape}, {SHORT_DTYPES.get(row.dtype, row.dtype) or 'bytes'}, "
+        f"{row.n_bytes:,} bytes, made in {row.phase}"
+    )
+
+
+def trace_and_estimate(
+    model: str | ModelSpec, method: str = "lora", *, gpu: Gpu | None = None, layers: int | None = None, **settings: Any
+) -> Agreement:
+    """Trace a job with the real libraries, estimate it, and compare.
+
+    Args:
+        model: as for :func:`vramcalc.estimate`.
+        method: as for :func:`vramcalc.estimate`.
+        gpu: the device whose kernels are chosen.
+        layers: decoder layers to build instead of the model's own number.
+        **settings: as for :func:`vramcalc.estimate`.
+
+    Raises:
+        MissingExtra: a library to trace with is not installed.
+        InvalidValue: no layers.
+    """
+    job, device = make_job(model, method, gpu=gpu, **settings)
+    if layers is not None:
+        if layers < 1:
+            raise InvalidValue("layers", layers, "at least 1")
+        job = Job(
+            job.model.replace(num_hidden_layers=layers), job.method, job.training, job.stack, job.compute_capability
+        )
+    return compare(estimate_job(job, device))
+
+
+def compare(estimate: Estimate) -> Agreement:
+    """Trace the job of an estimate and compare; see :func:`trace_and_estimate`."""
+    job, stream = estimate.job, estimate.walks.stream
+    lengths = job.training.seq_lens or (job.training.seq_len,) * len(stream.order)
+    found = _traced(job, lengths)
+    allocated, at = found.peak()
+    replayed = found.replay(job.stack.allocator, empty_before=stream.empty_before)
+    traced = Peaks(allocated, replayed.peak_reserved_bytes, _instant(found, at))
+    predicted = Peaks(estimate.allocated_bytes, estimate.reserved_bytes, estimate.peak.name)
+    same = traced.allocated_bytes == predicted.allocated_bytes
+    return Agreement(estimate, found, traced, predicted, None if same else first_difference(found, at, job, lengths))
+
+
+def _traced(job: Job, lengths: tuple[int, ...]) -> Trace:
+    """The trace of a job, whatever libraries say kept off stdout."""
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingExtra("profile", "tracing runs the real libraries", missing)
+    with _quiet():
+        try:
+            from vramcalc.profiling.trace import trace
+
+            return trace(
+                job.model,
+                job.method,
+                job.training,
+                job.stack,
+                compute_capability=job.compute_capability,
+                steps=len(lengths),
+                seq_lens=lengths,
+            )
+        except ModuleNotFoundError as err:
+            raise MissingExtra("profile", "this recipe runs one more library", [str(err.name)]) from err
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Words that libraries print go to stderr, their log messages below errors nowhere."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _instant(trace: Trace, at: int) -> str:
+    """What runs at the peak: the phase, and the storage made last."""
+    event = trace.events[at - 1]
+    if event < 0:
+        return trace.phase_at(at)
+    last = trace.allocations[event]
+    return f"{trace.phase_at(at)}: {last.op} in {last.node or last.module or 'the loop'}"
