@@ -13,8 +13,8 @@ from typing import Any
 from hypothesis import settings
 from hypothesis import strategies as st
 
+from vramcalc.alloc_conf import AllocatorSettings
 from vramcalc.errors import DoesNotFit
-from vramcalc.shadow.allocator import AllocatorSettings
 from vramcalc.units import MIB, round_up
 
 Stretch = tuple[int, int]
@@ -28,6 +28,14 @@ SETTINGS = {
     "max_split": AllocatorSettings(max_split_size_bytes=24 * MIB),
     "max_split, limit": AllocatorSettings(max_split_size_bytes=20 * MIB, limit_bytes=128 * MIB),
     "roundup": AllocatorSettings(roundup_power2_divisions=4),
+    "roundup by size": AllocatorSettings(roundup_power2_divisions=(8, 4, 2, 0, 1, 4) + (2,) * 10),
+    "collecting": AllocatorSettings(garbage_collection_threshold=0.4, allowed_bytes=160 * MIB),
+    "collecting, max_split, rounding": AllocatorSettings(
+        max_split_size_bytes=24 * MIB,
+        max_non_split_rounding_bytes=28 * MIB,
+        garbage_collection_threshold=0.7,
+        allowed_bytes=120 * MIB,
+    ),
     "expandable": AllocatorSettings(expandable_segments=True),
     "expandable, limit": AllocatorSettings(expandable_segments=True, limit_bytes=96 * MIB),
     "expandable, max_split, roundup": AllocatorSettings(True, 24 * MIB, 8),
@@ -80,6 +88,8 @@ class SlowAllocator:
         self.segments: dict[bool, list[Stretch]] = {True: [], False: []}
         self.pages: dict[bool, set[int]] = {True: set(), False: set()}
         self.live: dict[bool, list[Stretch]] = {True: [], False: []}
+        self.requests = 0
+        self.freed: dict[Stretch, int] = {}
         self.top = self.peak_allocated_bytes = self.peak_reserved_bytes = self.retries = 0
 
     @property
@@ -107,17 +117,19 @@ class SlowAllocator:
         return [(a, b) for a, b in found if a < b]
 
     def rounded(self, n_bytes: int) -> int:
-        divisions = self.settings.roundup_power2_divisions
-        if divisions <= 1 or n_bytes <= 512 * divisions:
-            return round_up(n_bytes, 512)
-        floor = 1
+        floor, doubled = 1, 0
         while 2 * floor <= n_bytes:
             floor *= 2
+            doubled += floor > MIB
+        divisions = self.settings.divisions[min(doubled, 15)]
+        if divisions <= 1 or n_bytes <= 512 * divisions:
+            return round_up(n_bytes, 512)
         return round_up(n_bytes, floor // divisions)
 
     def malloc(self, n_bytes: int) -> tuple[bool, Stretch]:
         size = self.rounded(n_bytes)
         small = size <= MIB
+        self.requests += not small
         start, stop = self.cached(small, size) or self.grown(small, size)
         if small or self.settings.expandable_segments:
             splits = stop - start > size
@@ -131,6 +143,9 @@ class SlowAllocator:
     def free(self, block: tuple[bool, Stretch]) -> None:
         small, taken = block
         self.live[small].remove(taken)
+        for segment in self.segments[small]:
+            if segment[0] <= taken[0] < segment[1]:
+                self.freed[segment] = self.requests
 
     def cached(self, small: bool, size: int) -> Stretch | None:
         fits = sorted((b - a, a, b) for a, b in self.gaps(small) if b - a >= size)
@@ -140,7 +155,9 @@ class SlowAllocator:
             return None
         found, a, b = fits[0]
         oversize = self.settings.max_split_size_bytes
-        if oversize and (found >= oversize if size < oversize else found >= size + 20 * MIB):
+        if oversize and (
+            found >= oversize if size < oversize else found >= size + self.settings.max_non_split_rounding_bytes
+        ):
             return None
         return a, b
 
@@ -153,6 +170,7 @@ class SlowAllocator:
         return min((p * page for p in pages if p * page > b), default=float("inf")) - a
 
     def grown(self, small: bool, size: int) -> Stretch:
+        self.collect()
         found = self.more(small, size)
         if not found and self.release_oversize(small, size):
             found = self.more(small, size)
@@ -194,11 +212,24 @@ class SlowAllocator:
         return next(g for g in self.gaps(small) if g[0] == start)
 
     def has(self, n: int) -> bool:
-        limit = self.settings.limit_bytes
-        return limit is None or self.reserved_bytes + n <= limit
+        limits = [n for n in (self.settings.limit_bytes, self.settings.allowed_bytes) if n is not None]
+        return not limits or self.reserved_bytes + n <= min(limits)
 
     def noted(self) -> None:
         self.peak_reserved_bytes = max(self.peak_reserved_bytes, self.reserved_bytes)
+
+    def collect(self) -> None:
+        share, allowed = self.settings.garbage_collection_threshold, self.settings.allowed_bytes
+        if not share or allowed is None:
+            return
+        goal = self.reserved_bytes - int(share * allowed)
+        ages = {s: self.requests - self.freed[s] for s in set(self.segments[False]) & set(self.gaps(False))}
+        while ages and goal > 0:
+            average = sum(ages.values()) / len(ages)
+            for a, b in [s for s in ages if ages[s] >= average]:
+                self.segments[False].remove((a, b))
+                goal -= b - a
+                del ages[a, b]
 
     def release_oversize(self, small: bool, size: int) -> bool:
         oversize = self.settings.max_split_size_bytes

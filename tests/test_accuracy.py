@@ -41,7 +41,7 @@ def test_allocated_is_within_what_is_promised(found: Accuracy) -> None:
 
 
 def test_reserved_and_process_stay_where_they_are(found: Accuracy) -> None:
-    """Not yet what is aimed at, 2 % and 10 %: eager attention and what loading leaves behind. They may not get worse."""
+    """Not yet what is aimed at, 2 % and 10 %, because of eager attention and loading; they may not get worse."""
     for group in found.groups:
         if group.metric in ("reserved_max", "process_used"):
             assert group.mape <= 0.025

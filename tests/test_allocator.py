@@ -8,24 +8,26 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from itertools import pairwise, permutations, zip_longest
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from slow_allocator import SETTINGS, Op, SlowAllocator, perform, programs, untimed
 
+from vramcalc.alloc_conf import AllocatorSettings
 from vramcalc.errors import DoesNotFit, InvalidValue
-from vramcalc.shadow.allocator import AllocatorSettings, CachingAllocator
+from vramcalc.shadow.allocator import CachingAllocator
 from vramcalc.shadow.blocks import UNIT, Block
 from vramcalc.shadow.replay import Replay, replay
 from vramcalc.units import MIB
 
 any_settings = st.sampled_from(list(SETTINGS.values()))
-unlimited = st.sampled_from([s for s in SETTINGS.values() if s.limit_bytes is None])
+unlimited = st.sampled_from([s for s in SETTINGS.values() if s.limit_bytes is None and s.allowed_bytes is None])
 
 
-def allocator(**changes: int | bool) -> CachingAllocator:
-    return CachingAllocator(AllocatorSettings(**changes))  # type: ignore[arg-type]
+def allocator(**changes: Any) -> CachingAllocator:
+    return CachingAllocator(AllocatorSettings(**changes))
 
 
 def segment(block: Block) -> Iterator[Block]:
@@ -163,6 +165,65 @@ def test_roundup_power2_divisions_rounds_to_steps_between_powers_of_two(
     assert a.allocated_bytes == allocated
 
 
+@pytest.mark.parametrize(
+    ("asked", "allocated"),
+    [
+        (MIB - 1, MIB),
+        (MIB + MIB // 5, MIB + MIB // 4),
+        (2 * MIB + 1, 3 * MIB),
+        (5 * MIB + 1, 5 * MIB + 512),
+        (9 * MIB, 9 * MIB),
+        (17 * MIB, 24 * MIB),
+    ],
+    ids=["as the first range", "by 4", "by 2", "not at all", "by 1 is not at all", "the last range"],
+)
+def test_divisions_may_differ_by_the_power_of_two_below_a_size(asked: int, allocated: int) -> None:
+    divisions = (4, 2, 0, 1) + (2,) * 12
+    a = allocator(roundup_power2_divisions=divisions)
+    a.malloc(asked)
+    assert a.allocated_bytes == allocated
+
+
+def collecting(threshold: float = 0.5) -> CachingAllocator:
+    return allocator(garbage_collection_threshold=threshold, allowed_bytes=100 * MIB)
+
+
+@pytest.mark.parametrize(
+    ("threshold", "reserved"), [(0.6, 20 + 34 + 40), (0.5, 34 + 40), (0.2, 40)], ids=["none", "the older", "both"]
+)
+def test_above_the_threshold_unused_segments_are_given_back_the_older_ones_first(
+    threshold: float, reserved: int
+) -> None:
+    a = collecting(threshold)
+    older, younger = a.malloc(20 * MIB), a.malloc(34 * MIB)
+    for block in (older, younger):
+        a.free(block)
+    a.free(a.malloc(34 * MIB))
+    a.malloc(40 * MIB)
+    assert (a.reserved_bytes, a.retries) == (reserved * MIB, 0)
+
+
+def test_nothing_is_collected_at_the_threshold_nor_what_is_in_use() -> None:
+    a = collecting()
+    blocks = [a.malloc(6 * MIB) for _ in range(2)]
+    a.free(blocks[0])
+    a.free(a.malloc(30 * MIB))
+    a.malloc(32 * MIB)
+    assert a.reserved_bytes == 82 * MIB
+    a.malloc(40 * MIB)
+    assert a.reserved_bytes == (20 + 32 + 40) * MIB
+
+
+@pytest.mark.parametrize(
+    "settings", [{"garbage_collection_threshold": 0.1}, {"garbage_collection_threshold": 0.1, "limit_bytes": 100 * MIB}]
+)
+def test_without_a_memory_fraction_nothing_is_collected(settings: dict[str, Any]) -> None:
+    a = allocator(**settings)
+    a.free(a.malloc(30 * MIB))
+    a.malloc(40 * MIB)
+    assert a.reserved_bytes == 70 * MIB
+
+
 def test_an_oversize_block_serves_requests_up_to_20_mib_smaller_and_is_never_split() -> None:
     a = allocator(max_split_size_bytes=64 * MIB)
     a.free(a.malloc(100 * MIB))
@@ -235,11 +296,14 @@ def test_peaks_outlive_what_made_them_until_they_are_reset() -> None:
         ("max_split_size_bytes", 20 * MIB + 1, ("20971521", "whole MiB, at least 20", "None")),
         ("roundup_power2_divisions", 3, ("3", "a power of two", "0 not to round")),
         ("roundup_power2_divisions", -4, ("-4", "a power of two", "0 not to round")),
+        ("roundup_power2_divisions", (2, 2), ("(2, 2)", "one number", "16 of them")),
+        ("max_non_split_rounding_bytes", MIB, ("1048576", "whole MiB, at least 20", "leave it out")),
+        ("garbage_collection_threshold", 1.0, ("1.0", "a share below 1", "0 never to collect")),
     ],
 )
-def test_settings_that_torch_refuses_are_refused(name: str, value: int, parts: tuple[str, ...]) -> None:
+def test_settings_that_torch_refuses_are_refused(name: str, value: Any, parts: tuple[str, ...]) -> None:
     with pytest.raises(InvalidValue) as caught:
-        AllocatorSettings(**{name: value})  # type: ignore[arg-type]
+        AllocatorSettings(**{name: value})
     for part in (name, *parts):
         assert part in str(caught.value)
 

@@ -183,7 +183,7 @@ UNKNOWN = [
     (["fit", MODEL, "--method=dora"], "--method = 'dora': expected one of full, lora, qlora"),
     (["max", MODEL, "--gpu=t4", "--of=rank"], "--of = 'rank': expected micro-batch-size or seq-len"),
     (["max", MODEL, "--gpu=t4", "--limit=0"], "limit = 0: expected a whole number, at least 1"),
-    (["estimate", MODEL, "--seqlen=4"], "No such option: --seqlen (Possible options: --seq-len)"),
+    (["estimate", MODEL, "--seqlen=4"], "No such option: --seqlen (Possible options: --seq-len, --seq-lens)"),
     (["estimat", MODEL], "No such command 'estimat'. Did you mean 'estimate'?"),
     (["estimate"], "Missing argument"),
     (["estimate", MODEL, "again"], "Got unexpected extra argument"),

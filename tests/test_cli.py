@@ -46,6 +46,7 @@ OPTIONS: dict[str, tuple[str, Any]] = {
     "optim": ("--optimizer adamw_bnb_8bit", "adamw_bnb_8bit"),
     "max_grad_norm": ("--max-grad-norm 0", 0.0),
     "padded": ("--padded", True),
+    "seq_lens": ("--seq-lens 77,12,50", [77, 12, 50]),
     "rank": ("--rank 5", 5),
     "lora_alpha": ("--lora-alpha 7.5", 7.5),
     "lora_dropout": ("--lora-dropout 0.1", 0.1),
@@ -69,6 +70,7 @@ OPTIONS: dict[str, tuple[str, Any]] = {
     "bnb_embeddings_32bit": ("--no-bnb-embeddings-32bit", False),
     "decay_groups": ("--no-decay-groups", False),
     "expandable_segments": ("--expandable-segments", True),
+    "alloc_conf": ("--alloc-conf max_split_size_mb:64", "max_split_size_mb:64"),
     "empty_cache_steps": ("--empty-cache-steps 2", 2),
 }
 """Every field but the versions, an option that sets it to something unusual, and what that is in Python."""

@@ -13,11 +13,11 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from vramcalc import Estimate, Gpu, ModelSpec, Verdict, estimate, fit, max_micro_batch_size, max_seq_len, verdict
+from vramcalc.alloc_conf import AllocatorSettings
 from vramcalc.errors import DoesNotFit, InvalidValue, UnknownName, Unsupported
 from vramcalc.largest import Largest
 from vramcalc.remedies import Remedy, first_that_fits
 from vramcalc.runtime import cuda_context
-from vramcalc.shadow.allocator import AllocatorSettings
 from vramcalc.specs import QLoRA, Stack
 from vramcalc.units import GIB, MIB
 from vramcalc.verdicts import MARGIN

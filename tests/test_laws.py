@@ -122,7 +122,7 @@ def test_one_steady_step_stands_for_the_second_of_two(settings: dict[str, Any], 
     current = best = 0
     for index, event in enumerate(stream.events):
         current += _rounded(stream.sizes[event]) if event >= 0 else -_rounded(stream.sizes[~event])
-        if index >= stream.start:
+        if index >= len(stream.load):
             best = max(best, current)
     assert best == walks.ranked[0].n_bytes
 
@@ -196,8 +196,8 @@ def test_emptying_the_cache_lets_a_step_start_clean_but_never_hides_the_peak() -
     for period in (1, 10):
         found = tiny("lora", empty_cache_steps=period)
         assert found.reserved_bytes >= found.allocated_bytes
-        assert found.walks.stream.empty_at
-    assert not tiny("lora").walks.stream.empty_at
+        assert found.walks.stream.empty_before
+    assert not tiny("lora").walks.stream.empty_before
 
 
 @pytest.mark.parametrize(

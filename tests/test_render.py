@@ -131,6 +131,7 @@ def test_no_printout_is_wider_than_a_hundred_columns(stack: str, method: str) ->
 SETTINGS: dict[str, tuple[Any, ...]] = {
     "micro_batch_size": (2,),
     "seq_len": (1024,),
+    "seq_lens": ([512, 100],),
     "gradient_accumulation_steps": (3,),
     "gradient_checkpointing": ("none", "reentrant", "non_reentrant"),
     "optim": ("sgd", "adamw_torch", "adamw_bnb_8bit"),
@@ -142,6 +143,7 @@ SETTINGS: dict[str, tuple[Any, ...]] = {
     "prepare_model_for_kbit_training": (True, False),
     "attn_implementation": ("eager",),
     "sdpa_kernel": ("math", "efficient"),
+    "repeats_kv": (True, False),
     "loss": ("full", "chunked", "fused_linear"),
     "use_cache": (True, False),
     "keeps_outputs": ("next_forward", "no"),
@@ -150,6 +152,7 @@ SETTINGS: dict[str, tuple[Any, ...]] = {
     "bnb_embeddings_32bit": (True, False),
     "decay_groups": (True, False),
     "expandable_segments": (True, False),
+    "alloc_conf": ("max_split_size_mb:64", None),
     "empty_cache_steps": (2, None),
     "rank": (8,),
     "lora_dropout": (0.1,),
@@ -160,7 +163,7 @@ SETTINGS: dict[str, tuple[Any, ...]] = {
     "bnb_4bit_compute_dtype": ("float32",),
 }
 NO_BYTES = {"kind", "name", "lora_alpha", "torch", "transformers", "peft", "bitsandbytes"}
-RESERVED_ONLY = {"expandable_segments", "empty_cache_steps"}
+RESERVED_ONLY = {"alloc_conf", "expandable_segments", "empty_cache_steps"}
 
 
 def test_every_setting_is_tried() -> None:

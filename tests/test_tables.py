@@ -22,7 +22,13 @@ from vramcalc.shadow.tape import ITEMSIZE
 from vramcalc.specs import ModelSpec, ModelType, OptimizerName, TrainingSpec
 from vramcalc.units import GIB, MIB
 
-KEYS = {"models": "hf_id", "gpus": "gpu_id", "runtime": "architecture", "optimizers": "optimizer", "measurements": "case_id"}
+KEYS = {
+    "models": "hf_id",
+    "gpus": "gpu_id",
+    "runtime": "architecture",
+    "optimizers": "optimizer",
+    "measurements": "case_id",
+}
 SOURCED = {
     "nvml_total_mib": "nvml_source",
     "torch_total_mib": "torch_source",

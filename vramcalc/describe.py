@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from vramcalc.job import Job
 from vramcalc.methods.lora import usual_adapter_dtype
 from vramcalc.shadow.attention import choose, repeats_heads
-from vramcalc.specs import FullFineTuning, Gpu, LoRA, QLoRA
+from vramcalc.specs import FullFineTuning, Gpu, LoRA, QLoRA, TrainingSpec
 
 SHORT_DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 _LOSSES = {"full": "full logits", "chunked": "chunked loss (TRL)", "fused_linear": "fused linear loss (Liger)"}
@@ -131,14 +131,18 @@ def common_lines(job: Job) -> list[str]:
         loop.append(f"outputs kept until the {stack.keeps_outputs.replace('_', ' ')} ends")
     if stack.autocast and not stack.outputs_to_float32:
         loop.append("outputs left in 16 bits")
+    if stack.repeats_kv:
+        loop.append("keys and values repeated")
     if job.fills_cache:
         loop.append("KV cache on")
     if stack.expandable_segments:
         loop.append("expandable_segments")
+    if stack.alloc_conf:
+        loop.append(f"PYTORCH_ALLOC_CONF={stack.alloc_conf}")
     if stack.empty_cache_steps:
         loop.append(f"cache emptied every {stack.empty_cache_steps} steps")
     loop.append(f"clipping at {training.max_grad_norm:g}" if training.max_grad_norm else "no clipping")
-    batch = f"micro batch {training.micro_batch_size} x {training.seq_len:,} tokens"
+    batch = f"micro batch {training.micro_batch_size} x {_tokens(training)}"
     batch += ", padded" if training.padded else ", unpadded"
     if training.gradient_accumulation_steps > 1:
         batch += f", {training.gradient_accumulation_steps} accumulation steps"
@@ -146,6 +150,14 @@ def common_lines(job: Job) -> list[str]:
         f"{batch}; {', '.join(loop)}",
         f"torch {stack.torch}, transformers {stack.transformers}, peft {stack.peft}, bitsandbytes {stack.bitsandbytes}",
     ]
+
+
+def _tokens(training: TrainingSpec) -> str:
+    """The length, or those of the steps as a range and a count."""
+    lengths = training.seq_lens
+    if lengths is None:
+        return f"{training.seq_len:,} tokens"
+    return f"{min(lengths):,} to {max(lengths):,} tokens over {len(lengths):,} steps"
 
 
 def room(gpu: Gpu) -> str:

@@ -14,7 +14,6 @@ from vramcalc.job import Job
 from vramcalc.ledger import Instant, Row, by_group
 from vramcalc.presets import preset, stack_of
 from vramcalc.runtime import Context, cuda_context
-from vramcalc.shadow.allocator import AllocatorSettings
 from vramcalc.shadow.replay import Replay
 from vramcalc.specs import FullFineTuning, Gpu, LoRA, Method, ModelSpec, QLoRA, Stack, TrainingSpec
 from vramcalc.walk import Walks, walks_of
@@ -72,7 +71,7 @@ class Estimate:
 
     @property
     def _default_replay(self) -> Replay:
-        return self.walks.replay(AllocatorSettings(expandable_segments=self.job.stack.expandable_segments))
+        return self.walks.replay(self.job.stack.allocator)
 
     @property
     def reserved_bytes(self) -> int:
@@ -86,8 +85,8 @@ class Estimate:
 
     @property
     def reserved_expandable_bytes(self) -> int:
-        """Reserved peak under ``expandable_segments:True``. [B]"""
-        return self.walks.replay(AllocatorSettings(expandable_segments=True)).peak_reserved_bytes
+        """Reserved peak under ``expandable_segments:True`` added to the recipe's allocator settings. [B]"""
+        return self.walks.replay(replace(self.job.stack.allocator, expandable_segments=True)).peak_reserved_bytes
 
     @cached_property
     def context(self) -> Context:
@@ -201,7 +200,8 @@ def estimate(
         training: batch, length, optimizer and so on; defaults are the recipe's.
         stack: a recipe by name, or a spec.
         gpu: an id such as ``rtx-4090``, or a spec; it decides kernels, workspaces and the context.
-        **settings: any field of the method, of ``TrainingSpec`` or of ``Stack``, by name.
+        **settings: any field of the method, of ``TrainingSpec`` or of ``Stack``, by name; ``seq_lens=[...]`` replays
+            optimizer steps of these lengths instead of two of ``seq_len``.
 
     Returns:
         The estimate; reserved memory and the ledger are worked out when first asked for.

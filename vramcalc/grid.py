@@ -72,6 +72,10 @@ def estimate_grid(
     arrays = {n: _whole_numbers(n, v) for n in _AXES if (v := settings.pop(n, None)) is not None}
     first = {n: int(a.flat[0]) for n, a in arrays.items()}
     job, _ = make_job(model, method, training=training, stack=stack, gpu=gpu, **settings, **first)
+    if job.training.seq_lens is not None:
+        raise InvalidValue(
+            "seq_lens", job.training.seq_lens, "no list, as a grid is made of single steps", "use seq_len"
+        )
     sizes = Sizes.of(job)
     given = (("micro_batch_size", sizes.batch), ("seq_len", sizes.seq), ("rank", sizes.rank))
     try:
@@ -126,7 +130,7 @@ def _evaluate(job: Job, values: dict[str, Ints]) -> tuple[Ints, npt.NDArray[np.s
 def _count(job: Job, symbols: Symbols) -> tuple[Counts, npt.NDArray[np.str_]]:
     """Moments that may be the highest, and what is going on at each."""
     dims = symbols.dims
-    program, _ = walk(job, Sizes(dims["batch"], dims["seq"], dims["rank"]), steps=None)
+    program, _ = walk(job, Sizes(dims["batch"], dims["seq"], dims["rank"]))
     counts = count(program, skip=frozenset({"load", "states"}))
     named = stages(program)
     return counts, np.array([named[m][1] for m in counts.moments])

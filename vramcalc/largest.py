@@ -101,6 +101,8 @@ def _search(
         raise InvalidValue("limit", limit, "a whole number, at least 1")
     if setting in settings:
         raise InvalidValue(setting, settings[setting], "no value, as it is what is searched for", "use limit=")
+    if setting == "seq_len" and settings.get("seq_lens") is not None:
+        raise InvalidValue("seq_lens", settings["seq_lens"], "no list where the length is searched for", "leave it out")
     device = catalog.gpu(gpu)
     job, _ = make_job(model, method, gpu=device, **settings)
     ceiling = limit or job.model.max_position_embeddings
@@ -150,8 +152,12 @@ def _bound(job: Job, gpu: Gpu, setting: str, ceiling: int) -> int:
 
     room = gpu.usable_bytes - estimate_job(job, gpu).context.n_bytes
     values = np.unique(np.concatenate([np.arange(1, min(ceiling, 64) + 1), np.geomspace(1, ceiling, 4096).astype(int)]))
+    training, stack = job.training, job.stack
+    if training.seq_lens is not None:
+        # What is kept of a step before may be shorter than the longest one; without it the bound holds for any order.
+        training, stack = training.replace(seq_lens=None), stack.replace(keeps_outputs="no")
     peaks = estimate_grid(
-        job.model, job.method, training=job.training, stack=job.stack, gpu=gpu, **{setting: values}
+        job.model, job.method, training=training, stack=stack, gpu=gpu, **{setting: values}
     ).allocated_bytes
     above = values[peaks > room]
     return int(above[0]) - 1 if len(above) else ceiling

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 from collections.abc import Callable
 from types import NoneType
@@ -11,6 +12,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
+from vramcalc.alloc_conf import ENVIRONMENT
 from vramcalc.errors import InvalidValue
 from vramcalc.spec_base import Spec
 from vramcalc.specs import QLoRA, Stack, TrainingSpec
@@ -33,6 +35,7 @@ _HELP = {
     "optim": "Optimizer, as transformers names it.",
     "max_grad_norm": "Gradient clipping, 0 for none.",
     "padded": "The batch holds padding.",
+    "seq_lens": "Tokens of each optimizer step in turn, with commas.",
     "torch": "Version modelled.",
     "transformers": "Version modelled.",
     "peft": "Version modelled.",
@@ -52,6 +55,7 @@ _HELP = {
     "bnb_embeddings_32bit": "Embeddings keep 32-bit states under 8-bit optimizers.",
     "decay_groups": "Two parameter groups, as Trainer makes them.",
     "expandable_segments": "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True.",
+    "alloc_conf": "Value of PYTORCH_ALLOC_CONF, such as max_split_size_mb:128.",
     "empty_cache_steps": "torch.cuda.empty_cache() after every so many steps, or none.",
 }
 
@@ -114,6 +118,15 @@ def settings_of(options: dict[str, Any]) -> dict[str, Any]:
     return {name: _parsed(name, value) for name, value in options.items() if value is not None}
 
 
+def noted_settings_of(options: dict[str, Any]) -> dict[str, Any]:
+    """The same; where the shell has settings for torch's allocator that were not given, a note says so on stderr."""
+    found = [name for name in ENVIRONMENT if os.environ.get(name)]
+    if found and options.get("alloc_conf") is None:
+        note = f"note: {' and '.join(found)} of this shell not taken into account; give --alloc-conf to follow"
+        typer.echo(note, err=True)
+    return settings_of(options)
+
+
 def _parsed(name: str, value: Any) -> Any:
     field = _FIELDS[name]
     if value == "none" and NoneType in _members(field.annotation):
@@ -123,6 +136,8 @@ def _parsed(name: str, value: Any) -> Any:
             return _targets(value)
         case "modules_to_save", _:
             return _names(value)
+        case "seq_lens", _:
+            return [whole_number(_flag(name), part.strip()) for part in value.split(",")]
         case _, "int":
             return whole_number(_flag(name), value)
         case _, "float":

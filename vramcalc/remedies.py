@@ -114,7 +114,7 @@ def _together(changes: list[Change]) -> Change:
 def _harmless(job: Job) -> Iterator[Change]:
     """Changes after which the same numbers are computed."""
     training, stack = job.training, job.stack
-    if not stack.expandable_segments:
+    if not stack.allocator.expandable_segments:
         yield "expandable_segments", {"expandable_segments": True}
     if training.optim in ("adamw_torch", "adamw_torch_loop"):
         yield "fused optimizer", {"optim": "adamw_torch_fused"}

@@ -88,7 +88,7 @@ def _groups(e: Estimate) -> str:
 
 
 def _totals(e: Estimate) -> str:
-    mode = ", expandable_segments" if e.job.stack.expandable_segments else ""
+    mode = ", expandable_segments" if e.job.stack.allocator.expandable_segments else ""
     context = f"a CUDA context of {gib(e.context.n_bytes)} ({e.context.basis})"
     rows = [
         ("allocated", gib(e.allocated_bytes), "live tensors, exact"),

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from vramcalc.errors import InvalidValue, UnknownName
+from vramcalc.errors import InvalidValue, UnknownName, VramcalcError
 
 
 def alias(names: dict[str, str]) -> BeforeValidator:
@@ -97,6 +97,9 @@ class Spec(BaseModel):
         name = str(first["loc"][0]) if first["loc"] else cls.__name__
         if first["type"] == "extra_forbidden":
             return UnknownName(f"{cls.__name__} field", name, cls.model_fields)
+        error = first.get("ctx", {}).get("error")
+        if isinstance(error, VramcalcError):
+            return error
         value = first["input"] if first["type"] != "missing" else None
         field = cls.model_fields.get(name)
         remedy = "" if field is None or field.is_required() else "or leave it out"

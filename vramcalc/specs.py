@@ -8,10 +8,14 @@ the common trainers.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal, Self
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ModelWrapValidatorHandler, PlainSerializer, model_validator
 
+from vramcalc.alloc_conf import AllocatorSettings, read
+from vramcalc.errors import InvalidValue
 from vramcalc.spec_base import PositiveCount, Spec, alias, checked, whole
 
 DtypeName = Literal["float32", "bfloat16", "float16"]
@@ -147,12 +151,23 @@ class QLoRA(LoRA):
 Method = FullFineTuning | LoRA | QLoRA
 
 
+SeqLen = Annotated[int, Field(ge=1, le=1 << 24), BeforeValidator(whole)]
+
+
+def _lengths(value: object) -> object:
+    """Any sequence of numbers as a tuple."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if not isinstance(value, Sequence) or isinstance(value, (str, bytes)) or not value:
+        raise ValueError("the length of each optimizer step, such as [512, 2048, 1024]")
+    return tuple(map(whole, value))
+
+
 class TrainingSpec(Spec):
     """What a user decides per run; names as in ``TrainingArguments`` where it has them."""
 
     micro_batch_size: PositiveCount = 1
     """Sequences per forward pass (``per_device_train_batch_size``)."""
-    seq_len: Annotated[int, Field(ge=1, le=1 << 24), BeforeValidator(whole)] = 2048
+    seq_len: SeqLen = 2048
     """Tokens per sequence, padding included."""
     gradient_accumulation_steps: PositiveCount = 1
     gradient_checkpointing: Annotated[Checkpointing, alias(_CHECKPOINTING_ALIASES)] = "none"
@@ -161,6 +176,33 @@ class TrainingSpec(Spec):
     """Gradient clipping; 0 switches it off."""
     padded: bool = False
     """The batch holds padding, so attention needs a mask."""
+    seq_lens: Annotated[tuple[SeqLen, ...], BeforeValidator(_lengths)] | None = None
+    """Length of each optimizer step from the first on, in order, where they differ; ``seq_len`` is then the longest.
+    Giving ``seq_len`` to :meth:`replace` takes the list away."""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _longest(cls, data: dict[str, Any], made: ModelWrapValidatorHandler[Self]) -> Self:
+        spec = made(data)
+        longest = spec.seq_len if spec.seq_lens is None else max(spec.seq_lens)
+        if spec.seq_len == longest:
+            return spec
+        if "seq_len" in data:
+            expected = f"the longest of seq_lens, {longest}"
+            raise InvalidValue("seq_len", spec.seq_len, expected, "or give only one of them")
+        return made({**data, "seq_len": longest})
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some fields changed, validated again."""
+        if changes.get("seq_lens") is not None and "seq_len" not in changes:
+            kept = {n: getattr(self, n) for n in type(self).model_fields if n != "seq_len"}
+            return type(self)(**{**kept, **changes})
+        return super().replace(**({"seq_lens": None} if "seq_len" in changes else {}), **changes)
+
+
+def _alloc_conf(text: str) -> str:
+    read(text)
+    return text
 
 
 class Stack(Spec):
@@ -203,8 +245,25 @@ class Stack(Spec):
     """Trainer's two parameter groups, with and without weight decay; raw loops pass one."""
     expandable_segments: bool = False
     """``PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True``."""
+    alloc_conf: Annotated[str, AfterValidator(_alloc_conf)] | None = None
+    """Value of ``PYTORCH_ALLOC_CONF`` (``PYTORCH_CUDA_ALLOC_CONF``), as torch reads it."""
     empty_cache_steps: PositiveCount | None = None
     """``torch.cuda.empty_cache()`` after every so many steps, None for never."""
+
+    @model_validator(mode="after")
+    def _one_allocator(self) -> Self:
+        if self.expandable_segments and self.alloc_conf and read(self.alloc_conf).expandable_segments is False:
+            raise InvalidValue(
+                "alloc_conf", self.alloc_conf, "no expandable_segments:False beside expandable_segments=True",
+                "leave one of them out",
+            )  # fmt: skip
+        return self
+
+    @property
+    def allocator(self) -> AllocatorSettings:
+        """Settings of torch's caching allocator."""
+        settings = read(self.alloc_conf).settings if self.alloc_conf else AllocatorSettings()
+        return replace(settings, expandable_segments=True) if self.expandable_segments else settings
 
 
 class Gpu(Spec):

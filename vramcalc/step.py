@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from vramcalc import methods
@@ -20,11 +21,15 @@ from vramcalc.specs import FullFineTuning, LoRA, Stack
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a walk takes instead of the job's own numbers; symbols make it serve a grid."""
+    """What a walk takes instead of the job's own numbers; symbols make it serve a grid.
+
+    ``before`` is the length of the step before the walked one, where it is another.
+    """
 
     batch: Size
     seq: Size
     rank: Size
+    before: Size | None = None
 
     @classmethod
     def of(cls, job: Job) -> Sizes:
@@ -74,6 +79,7 @@ class Loop:
         self.scaler = GradScaler(e) if stack.autocast == "float16" else None
         self._workspaces: dict[str, Storage] = {}
         self._kept: Outputs | None = None
+        self._steps = 0
 
     def _wide(self) -> frozenset[str]:
         """Names of the weights that keep 32-bit optimizer state: those of every ``nn.Embedding``, copies included."""
@@ -96,14 +102,16 @@ class Loop:
         rest = self.job.model.num_hidden_layers - self._walked
         return 1 + rest if p.layer == self._walked - 1 else 1
 
-    def steps(self, n: int) -> None:
-        """``n`` optimizer steps from the first on."""
-        for index in range(n):
+    def steps(self, lengths: Iterable[Size]) -> None:
+        """Optimizer steps from the first on, each of its own length."""
+        for seq in lengths:
+            tag = f"step{self._steps}"
             if self.job.stack.zero_grad == "start":
-                self._zero_grad(f"step{index}")
+                self._zero_grad(tag)
             for micro in range(self._micro_steps):
-                self._micro_step(f"step{index}.{micro}")
-            self._optimizer_step(f"step{index}")
+                self._micro_step(f"{tag}.{micro}", seq)
+            self._optimizer_step(tag)
+            self._steps += 1
         self.tape.mark("end")
 
     def steady_step(self) -> None:
@@ -112,12 +120,16 @@ class Loop:
         self.optimizer.prepare()
         for thread in ("main", "autograd"):
             self._workspace(thread)
+        seq = self.sizes.seq
+        # The highest forward pass is one that finds the outputs of the pass before: those of another step if a step
+        # has one pass only.
+        finds = self.job.stack.keeps_outputs == "next_forward" and self._micro_steps == 1
+        before = self.sizes.before if finds and self.sizes.before is not None else seq
         for micro in range(self._micro_steps):
-            self._micro_step(f"step.{micro}")
-        if self.job.stack.keeps_outputs == "next_forward" and self._micro_steps == 1:
-            # The highest forward pass is one that finds the outputs of the step before.
+            self._micro_step(f"step.{micro}", before)
+        if finds:
             self._zero_grad("step.0")
-            self._micro_step("next.0")
+            self._micro_step("next.0", seq)
         self._optimizer_step("step")
         self.tape.mark("end")
 
@@ -131,12 +143,12 @@ class Loop:
             n = cublas_workspace_bytes(self.job.compute_capability)
             self._workspaces[thread] = Storage(self.tape, (n,), "uint8", f"cuBLAS, {thread} thread", "workspace")
 
-    def _micro_step(self, tag: str) -> None:
+    def _micro_step(self, tag: str, seq: Size) -> None:
         """Forward and backward of one micro-batch."""
         e, tape, stack = self.engine, self.tape, self.job.stack
         tape.mark(f"{tag}.forward")
         self._workspace("main")
-        batch = [e.new((self.sizes.batch, self.sizes.seq), "int64", what) for what in _BATCH]
+        batch = [e.new((self.sizes.batch, seq), "int64", what) for what in _BATCH]
         loss = self._forward(tag, batch[0])
         if stack.keeps_outputs == "no":
             del batch

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from vramcalc import catalog
 from vramcalc.errors import DoesNotFit, InvalidValue
 from vramcalc.estimation import Estimate, estimate_job
-from vramcalc.shadow.allocator import AllocatorSettings
 from vramcalc.specs import Gpu
 from vramcalc.units import gib
 
@@ -108,9 +107,8 @@ def _judge(estimated: Estimate, usable: int, needed: int) -> tuple[Status, str]:
         return "tight", f"only {gib(usable - needed)} to spare"
     room = usable - estimated.context.n_bytes
     if estimated.allocated_bytes <= room:
-        expandable = estimated.job.stack.expandable_segments
         try:
-            estimated.walks.replay(AllocatorSettings(expandable_segments=expandable, limit_bytes=room))
+            estimated.walks.replay(replace(estimated.job.stack.allocator, limit_bytes=room))
         except DoesNotFit:
             return "does not fit", f"{gib(needed - usable)} too much, and fragmentation leaves no room"
         return "tight", "only as torch gives cached memory back under pressure, which costs time"

@@ -1,19 +1,20 @@
-"""The walks of a job: one steady step for its tensors, the first steps for the allocator."""
+"""The walks of a job: one steady step for its tensors, the first or the given steps for the allocator."""
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from itertools import pairwise
 
+from vramcalc.alloc_conf import AllocatorSettings
 from vramcalc.job import Job
-from vramcalc.ledger import SCENE, Row, instants, requested, rows_at, size_of
+from vramcalc.ledger import SCENE, Instant, Row, instants, requested, rows_at, size_of
 from vramcalc.methods.lora import layers_alike
-from vramcalc.shadow.allocator import AllocatorSettings
 from vramcalc.shadow.program import WALKED_LAYERS, NotRepeatable, Program
-from vramcalc.shadow.replay import Replay, replay
+from vramcalc.shadow.replay import Replay, Step, replay_steps
 from vramcalc.specs import LoRA
 from vramcalc.step import Loop, Sizes
 
@@ -37,21 +38,21 @@ def depths(job: Job) -> list[int]:
     return [n for n in WALKED_LAYERS if alike and n < n_layers] + [n_layers]
 
 
-def walk(job: Job, sizes: Sizes, steps: int | None) -> tuple[Program, Loop]:
+def walk(job: Job, sizes: Sizes, lengths: Sequence[int] | None = None) -> tuple[Program, Loop]:
     """Walk as few layers as say it all.
 
     Args:
         job: what is trained.
         sizes: batch, length and rank, numbers or symbols.
-        steps: optimizer steps from the first on, None for one of those after it.
+        lengths: of the optimizer steps from the first on, None for one step of those after it.
     """
     with without_cycle_collector():
         for walked in depths(job):
             loop = Loop(job, sizes, walked)
-            if steps is None:
+            if lengths is None:
                 loop.steady_step()
             else:
-                loop.steps(steps)
+                loop.steps(lengths)
             try:
                 return Program(loop.tape, walked, job.model.num_hidden_layers), loop
             except NotRepeatable:
@@ -61,19 +62,60 @@ def walk(job: Job, sizes: Sizes, steps: int | None) -> tuple[Program, Loop]:
 
 @dataclass(frozen=True)
 class Stream:
-    """Requests of the first steps at full depth.
+    """Requests of a run at full depth: loading, and steps of which alike ones are written down once.
 
     Attributes:
-        events: ``id`` for a request, ``~id`` for its end.
+        load: events before training, ``id`` for a request, ``~id`` for its end.
+        steps: those that differ.
+        order: indices of ``steps``, in the order they are made.
         sizes: by id, as requested. [B]
-        start: index of the event where training starts.
-        empty_at: indices before which the loop empties the allocator's cache.
+        empty_before: places in ``order`` before which the loop empties the allocator's cache.
     """
 
-    events: list[int]
+    load: list[int]
+    steps: list[Step]
+    order: list[int]
     sizes: list[int]
-    start: int
-    empty_at: frozenset[int]
+    empty_before: frozenset[int]
+
+    @property
+    def events(self) -> list[int]:
+        """Loading and every step that differs, one after the other."""
+        return [event for events in (self.load, *(s.events for s in self.steps)) for event in events]
+
+
+def plan(lengths: Sequence[int], *, carries: bool) -> tuple[list[int], list[int]]:
+    """Steps to walk so that each step of a run is like one of them.
+
+    Args:
+        lengths: of the steps of the run.
+        carries: whether a step ends what the one before it made, so that pairs of lengths count.
+
+    Returns:
+        Lengths of the steps to walk one after the other, and for each step of the run which of them it is like.
+    """
+    walked, order = [lengths[0]], [0]
+    of: dict[tuple[bool, int, int], int] = {}
+    for index, (before, length) in enumerate(pairwise(lengths)):
+        key = (index == 0, before, length) if carries else (False, 0, length)
+        if key not in of:
+            if carries and walked[-1] != before:
+                of.setdefault((False, walked[-1], before), len(walked))
+                walked.append(before)
+            of[key] = len(walked)
+            walked.append(length)
+        order.append(of[key])
+    return walked, order
+
+
+def highest_pairs(lengths: Sequence[int]) -> list[tuple[int, int]]:
+    """Lengths of neighbouring steps, without pairs that another one exceeds in both."""
+    pairs = set(pairwise(lengths)) or {(lengths[0], lengths[0])}
+    kept: list[tuple[int, int]] = []
+    for before, length in sorted(pairs, reverse=True):
+        if not kept or length > kept[-1][1]:
+            kept.append((before, length))
+    return kept
 
 
 class Walks:
@@ -89,13 +131,16 @@ class Walks:
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self._program, loop = walk(job, Sizes.of(job), steps=None)
-        sizes = [size_of(b) for b in self._program.births]
-        self._found = instants(self._program, self._program.totals(sizes))
+        steps = [self._steady(sizes) for sizes in _steady_sizes(job)]
+        self._program, loop, self._found = max(steps, key=lambda step: _ranked(step[2])[0].n_bytes)
         self.instants = tuple(i for i, _ in self._found)
-        self.ranked = sorted((i for i in self.instants if i.name not in SCENE), key=lambda i: -i.n_bytes)
+        self.ranked = _ranked(self._found)
         self.trainable_params, self.paged_bytes = loop.trainable_params, loop.paged_bytes
         self._replays: dict[AllocatorSettings, Replay] = {}
+
+    def _steady(self, sizes: Sizes) -> tuple[Program, Loop, list[tuple[Instant, int]]]:
+        program, loop = walk(self.job, sizes)
+        return program, loop, list(instants(program, program.totals([size_of(b) for b in program.births])))
 
     @cached_property
     def rows(self) -> tuple[Row, ...]:
@@ -107,20 +152,25 @@ class Walks:
 
     @cached_property
     def stream(self) -> Stream:
-        """The first two steps; three where the cache is emptied after several, the last of them with it empty."""
-        period = self.job.stack.empty_cache_steps
-        steps = 2 if period in (None, 1) else 3
-        program, _ = walk(self.job, Sizes.of(self.job), steps=steps)
+        """The steps that are given; else two, or three where the cache is emptied after several, before the last."""
+        training, stack = self.job.training, self.job.stack
+        period, lengths = stack.empty_cache_steps, training.seq_lens
+        if lengths is not None:
+            emptied = frozenset(range(period, len(lengths), period)) if period else frozenset()
+        else:
+            lengths = (training.seq_len,) * (2 if period in (None, 1) else 3)
+            emptied = frozenset({len(lengths) - 1}) if period else frozenset()
+        carries = stack.keeps_outputs == "next_forward" or stack.zero_grad == "start"
+        walked, order = plan(lengths, carries=carries)
+        program, _ = walk(self.job, Sizes.of(self.job), walked)
         expansion = program.expand()
-        sizes = [requested(b) for b in program.births]
-        phases = [program.segments[i.segment].phase for i in program.instances]
-        start = _first(expansion.starts, phases, lambda phase: phase != "load")
-        last = _first(expansion.starts, phases, lambda phase: phase.startswith(f"step{steps - 1}."))
-        emptied = frozenset() if period is None else frozenset({last})
-        return Stream(expansion.events, [sizes[b] for b in expansion.births], start, emptied)
+        asked = [requested(b) for b in program.births]
+        starts = _starts(program, expansion.starts, len(walked))
+        steps = _steps(expansion.events, starts)
+        return Stream(expansion.events[: starts[0]], steps, order, [asked[b] for b in expansion.births], emptied)
 
     def replay(self, settings: AllocatorSettings) -> Replay:
-        """The first steps through torch's caching allocator.
+        """The steps of ``stream`` through torch's caching allocator.
 
         Raises:
             DoesNotFit: a limit is set and is not enough.
@@ -128,12 +178,44 @@ class Walks:
         if settings not in self._replays:
             s = self.stream
             with without_cycle_collector():
-                self._replays[settings] = replay(s.events, s.sizes, settings, start=s.start, empty_at=s.empty_at)
+                self._replays[settings] = replay_steps(
+                    s.load, s.steps, s.order, s.sizes, settings, empty_before=s.empty_before
+                )
         return self._replays[settings]
 
 
-def _first(starts: list[int], phases: list[str], wanted: Callable[[str], bool]) -> int:
-    return next(s for s, phase in zip(starts, phases, strict=True) if wanted(phase))
+def _steady_sizes(job: Job) -> list[Sizes]:
+    """Sizes of the steps among which the highest is: the longest, and pairs where outputs outlive their step."""
+    sizes, lengths = Sizes.of(job), job.training.seq_lens
+    if lengths is None or job.stack.keeps_outputs != "next_forward":
+        return [sizes]
+    return [replace(sizes, before=before, seq=length) for before, length in highest_pairs(lengths)]
+
+
+def _ranked(found: list[tuple[Instant, int]]) -> list[Instant]:
+    """Instants of training itself, the highest first."""
+    return sorted((i for i, _ in found if i.name not in SCENE), key=lambda i: -i.n_bytes)
+
+
+def _starts(program: Program, starts: list[int], n_steps: int) -> list[int]:
+    """Index of the first event of each step."""
+    found: dict[str, int] = {}
+    for start, instance in zip(starts, program.instances, strict=True):
+        found.setdefault(program.segments[instance.segment].phase.split(".")[0], start)
+    return [found[f"step{n}"] for n in range(n_steps)]
+
+
+def _steps(events: list[int], starts: list[int]) -> list[Step]:
+    """Events cut into steps, each with what it ends of the one before."""
+    steps: list[Step] = []
+    first = sum(event >= 0 for event in events[: starts[0]])
+    found_first = 0
+    for start, stop in pairwise([*starts, len(events)]):
+        own = events[start:stop]
+        ends = tuple(~event for event in own if event < 0 and found_first <= ~event < first) if steps else ()
+        steps.append(Step(own, first, found_first, ends))
+        found_first, first = first, first + sum(event >= 0 for event in own)
+    return steps
 
 
 @lru_cache(maxsize=32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from vramcalc.alloc_conf import read
 from vramcalc.job import Job
 from vramcalc.specs import Gpu, LoRA
 
@@ -12,6 +13,7 @@ def warnings_for(job: Job, gpu: Gpu | None) -> Iterator[str]:
     """Warnings on a job, and on the GPU it is to run on."""
     yield from _on_sizes(job)
     yield from _on_dtypes(job, gpu)
+    yield from _on_alloc_conf(job)
     yield from _unchecked(job)
 
 
@@ -37,6 +39,11 @@ def _on_dtypes(job: Job, gpu: Gpu | None) -> Iterator[str]:
     if uses_bf16 and job.compute_capability < (8, 0):
         name = gpu.gpu_id if gpu else "compute capability " + ".".join(map(str, job.compute_capability))
         yield f"{name} has no bfloat16 arithmetic; use float16 weights and autocast with loss scaling"
+
+
+def _on_alloc_conf(job: Job) -> Iterator[str]:
+    if job.stack.alloc_conf:
+        yield from read(job.stack.alloc_conf).notes
 
 
 def _unchecked(job: Job) -> Iterator[str]:

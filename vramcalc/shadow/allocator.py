@@ -1,14 +1,15 @@
 """torch's CUDA caching allocator, block by block.
 
-One stream, one thread, no graph capture. ``garbage_collection_threshold`` is off; ``max_non_split_rounding_mb`` and
-``large_segment_size_mb`` are at their default of 20. Where ``cudaMalloc`` puts a segment is unknown; here each lies
-behind all before it, so that among equal free blocks that of the oldest segment is taken.
+One stream, one thread, no graph capture; ``large_segment_size_mb`` is at its default of 20. Where ``cudaMalloc`` puts a
+segment is unknown; here each lies behind all before it, so that among equal free blocks that of the oldest segment is
+taken.
 
 Sizes are in units of 512 bytes inside; arguments and results are bytes.
 
 References:
     pytorch c10/cuda/CUDACachingAllocator.cpp: ``round_size``, ``get_allocation_size``, ``get_free_block``,
-    ``should_split``, ``alloc_block``, ``release_available_cached_blocks``, ``release_cached_blocks``;
+    ``should_split``, ``alloc_block``, ``release_available_cached_blocks``, ``release_cached_blocks``,
+    ``garbage_collect_cached_blocks``;
     c10/core/AllocatorConfig.cpp;
     docs/source/notes/cuda.rst, "Optimizing memory usage with PYTORCH_CUDA_ALLOC_CONF".
 """
@@ -16,44 +17,17 @@ References:
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 
-from vramcalc.errors import DoesNotFit, InvalidValue
+from vramcalc.alloc_conf import INTERVALS, AllocatorSettings
+from vramcalc.errors import DoesNotFit
 from vramcalc.shadow.blocks import LARGE_SEGMENT, MIN_LARGE, ROUND_LARGE, SHIFT, SMALL, SMALL_SEGMENT, UNIT, Block, Pool
 from vramcalc.shadow.expandable import ExpandableSegments
 from vramcalc.units import MIB
 
 UNLIMITED = 1 << 62
-
-
-@dataclass(frozen=True)
-class AllocatorSettings:
-    """What ``PYTORCH_CUDA_ALLOC_CONF`` (``PYTORCH_ALLOC_CONF``) can change, and what the device has.
-
-    Attributes:
-        expandable_segments: one growing segment per pool instead of many.
-        max_split_size_bytes: blocks from this size on are never split, ``max_split_size_mb``. [B]
-        roundup_power2_divisions: requests are rounded up to one of so many steps between powers of two; one number
-            for all sizes.
-        limit_bytes: memory that segments or pages can be made of; beyond it what is unused is given back first.
-            The same as ``set_per_process_memory_fraction``, but for expandable segments, where torch holds that
-            fraction against the segment it would have made without them. [B]
-
-    Raises:
-        InvalidValue: a value that torch refuses.
-    """
-
-    expandable_segments: bool = False
-    max_split_size_bytes: int | None = None
-    roundup_power2_divisions: int = 0
-    limit_bytes: int | None = None
-
-    def __post_init__(self) -> None:
-        split, divisions = self.max_split_size_bytes, self.roundup_power2_divisions
-        if split is not None and (split < LARGE_SEGMENT * UNIT or split % MIB):
-            raise InvalidValue("max_split_size_bytes", split, "whole MiB, at least 20", "or None to split every block")
-        if divisions < 0 or divisions & (divisions - 1):
-            raise InvalidValue("roundup_power2_divisions", divisions, "a power of two", "or 0 not to round")
+_FIRST_INTERVAL = MIB.bit_length()
+"""Bits of the smallest size with divisions of its own; smaller ones are rounded as it is."""
 
 
 class CachingAllocator:
@@ -74,8 +48,14 @@ class CachingAllocator:
         self._allocated = self._reserved = self._peak_allocated = self._peak_reserved = 0
         self._oversize = s.max_split_size_bytes // UNIT if s.max_split_size_bytes is not None else UNLIMITED
         self._unsplit = UNLIMITED if s.expandable_segments else self._oversize
-        self._divisions = s.roundup_power2_divisions
-        self._limit = s.limit_bytes // UNIT if s.limit_bytes is not None else UNLIMITED
+        self._rounding = s.max_non_split_rounding_bytes // UNIT
+        self._divisions = s.divisions if max(s.divisions) > 1 else None
+        limits = [n // UNIT for n in (s.limit_bytes, s.allowed_bytes) if n is not None]
+        self._limit = min(limits, default=UNLIMITED)
+        self._collects_above = UNLIMITED
+        if s.garbage_collection_threshold and s.allowed_bytes is not None and not s.expandable_segments:
+            self._collects_above = int(s.garbage_collection_threshold * s.allowed_bytes)
+        self._requests = 0
         self._next_address = 0
         self.retries = 0
 
@@ -105,9 +85,9 @@ class CachingAllocator:
 
     # -- requests ----------------------------------------------------------------------------------------------------
 
-    def _round(self, n_bytes: int) -> int:
-        divisions = self._divisions
-        if n_bytes <= UNIT * divisions:
+    def _round(self, n_bytes: int, table: Sequence[int]) -> int:
+        divisions = table[min(max(n_bytes.bit_length() - _FIRST_INTERVAL, 0), INTERVALS - 1)]
+        if divisions <= 1 or n_bytes <= UNIT * divisions:
             return -(-n_bytes // UNIT) or 1
         step = (1 << (n_bytes.bit_length() - 1)) // divisions
         return -(-n_bytes // step) * step // UNIT
@@ -121,9 +101,12 @@ class CachingAllocator:
         Raises:
             DoesNotFit: the limit leaves no room, even with everything unused given back.
         """
-        size = self._round(n_bytes) if self._divisions > 1 else -(-n_bytes // UNIT) or 1
+        table = self._divisions
+        size = -(-n_bytes // UNIT) or 1 if table is None else self._round(n_bytes, table)
         pool = self._small if size <= SMALL else self._large
         keys = pool.keys
+        if self._collects_above != UNLIMITED and pool is self._large:
+            self._requests += 1
         i = bisect_left(keys, size << SHIFT)
         if self._expandable is not None and i < len(keys):
             i = self._expandable.choose(pool, i)
@@ -151,16 +134,18 @@ class CachingAllocator:
         """Take a block back and merge it with its free neighbours."""
         self._allocated -= block.size
         block.used = False
-        block.pool.take_back(block)
+        block.pool.take_back(block).freed_at = self._requests
 
     def _accepts(self, found: int, size: int) -> bool:
         """Whether a free block may serve a request under ``max_split_size``."""
-        return found < self._oversize if size < self._oversize else found < size + LARGE_SEGMENT
+        return found < self._oversize if size < self._oversize else found < size + self._rounding
 
     # -- segments ----------------------------------------------------------------------------------------------------
 
     def _grow(self, pool: Pool, size: int) -> Block:
         """Take memory from the device, giving back what is unused if it has none left."""
+        if self._reserved * UNIT > self._collects_above:
+            self._collect()
         block = self._segment(pool, size)
         if block is None and self._release_oversize(pool, size):
             block = self._segment(pool, size)
@@ -210,6 +195,30 @@ class CachingAllocator:
             self._reserved -= n
             released += n
         return released >= wanted
+
+    def _collect(self) -> None:
+        """Give back unused segments as old as the average of them, again and again until it is enough.
+
+        A block's age is the number of requests of its pool since it was freed, the present one included.
+        """
+        goal, pool = self._reserved * UNIT - self._collects_above, self._large
+        unused = [b for b in pool.blocks.values() if b.prev is None and b.next is None]
+        while unused and goal > 0:
+            average = sum(b.freed_at for b in unused) / len(unused)
+            for block in [b for b in unused if b.freed_at <= average]:
+                pool.remove(block)
+                self._reserved -= block.size
+                goal -= block.size * UNIT
+            unused = [b for b in unused if b.freed_at > average]
+
+    def state(self, in_use: Iterable[tuple[int, Block]]) -> object | None:
+        """What decides all that follows, given the blocks in use and their names; None where it cannot be told."""
+        if self._collects_above != UNLIMITED:
+            return None
+        free = [(-1, pool.blocks[key]) for pool in (self._small, self._large) for key in pool.keys]
+        return tuple(
+            (name, b.address, b.size, b.prev is None, b.next is None, b.pool.small) for name, b in (*free, *in_use)
+        )
 
     def empty_cache(self) -> None:
         """``torch.cuda.empty_cache()``: give back segments, or pages, that hold nothing."""

@@ -25,9 +25,13 @@ SHIFT = 44
 
 
 class Block:
-    """A stretch of a segment; free, in use, or addresses without memory."""
+    """A stretch of a segment; free, in use, or addresses without memory.
 
-    __slots__ = ("address", "mapped", "next", "pool", "prev", "size", "used")
+    ``freed_at`` is the number of requests of large blocks before it was last freed.
+    """
+
+    __slots__ = ("address", "freed_at", "mapped", "next", "pool", "prev", "size", "used")
+    freed_at: int
 
     def __init__(self, pool: Pool, address: int, size: int, prev: Block | None, next_: Block | None) -> None:
         self.pool, self.address, self.size, self.prev, self.next = pool, address, size, prev, next_
