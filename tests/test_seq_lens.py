@@ -31,7 +31,7 @@ RECIPES: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("llama", "lora", {"stack": "pure-bf16-loop", "gradient_accumulation_steps": 2}),
     ("mistral", "qlora", {"gradient_checkpointing": "reentrant", "zero_grad": "start"}),
     ("qwen2", "full", {"stack": "pure-bf16-loop", "optim": "adamw_bnb_8bit"}),
-    ("qwen2", "lora", {"stack": "trl-sft"}),
+    ("qwen2", "lora", {"stack": "trl-sft", "loss": "full"}),
     ("qwen3", "lora", {"keeps_outputs": "next_forward", "empty_cache_steps": 2}),
 )
 recipes = pytest.mark.parametrize(("family", "method", "recipe"), RECIPES, ids=str)
