@@ -4,8 +4,7 @@ One schema, one row per figure; ``tables/measurements.csv`` is such a file. A ro
 that decides memory is known and modelled; any other row has a reason.
 
 References:
-    The columns are explained in the header comment of ``COLUMNS``; each row names its source as
-    ``owner/repository@commit:path``.
+    Each row names its source as ``owner/repository@commit:path``.
 """
 
 from __future__ import annotations
@@ -166,7 +165,7 @@ def settings_of(row: Row) -> dict[str, Any]:
         "micro_batch_size": int(row["micro_batch"]),
         "seq_len": int(row["seq_len"]),
         "gradient_accumulation_steps": int(row["grad_accum"] or 1),
-        # Where the flavour is unknown both give the same peak but for a few kilobytes.
+        # Where the flavour is unknown: the peaks of both were within about a megabyte on the rows there are.
         "gradient_checkpointing": {"full": "non_reentrant"}.get(row["checkpointing"], row["checkpointing"]),
         "optim": _OPTIMIZERS[row["optimizer"]],
         "max_grad_norm": 1.0 if trainer else 0.0,
