@@ -37,6 +37,7 @@ LAYERS = (
     {"describe"},
     {"render", "render_html"},
     {"listings", "options", "render_accuracy", "agreement", "terminal"},
+    {"commands"},
     {"cli"},
     {"__main__"},
 )
@@ -65,7 +66,7 @@ HOMES = {
     "transformers": {"profiling"},
     "triton": {"profiling"},
     "trl": {"profiling"},
-    "typer": {"cli", "options", "terminal"},
+    "typer": {"cli", "commands", "options", "terminal"},
 }
 """Libraries that only some rooms may import."""
 

@@ -17,9 +17,9 @@ from configs import CONFIGS, write_config
 
 import vramcalc
 from vramcalc import catalog, estimate
-from vramcalc.cli import _painted
 from vramcalc.fitting import METHODS
 from vramcalc.specs import FullFineTuning, LoRA, QLoRA, Stack, TrainingSpec
+from vramcalc.terminal import painted
 from vramcalc.units import GIB
 
 COMMANDS = ("fit", "estimate", "max")
@@ -518,10 +518,10 @@ def test_colours_are_for_terminals() -> None:
 
 @pytest.mark.parametrize(("status", "colour"), [("fits", 32), ("tight", 33), ("does not fit", 31)])
 def test_each_verdict_has_its_colour(status: str, colour: int) -> None:
-    painted = f"\x1b[{colour}m\x1b[1m{status}\x1b[0m"
+    coloured = f"\x1b[{colour}m\x1b[1m{status}\x1b[0m"
     for text in (f"  lora  t4  2.00 GiB  {status}", f"t4: {status}. 2.00 GiB needed: 1.00 GiB to spare."):
-        assert _painted(text) == text.replace(status, painted)
-    assert _painted(f"seq_len 4 {status} here, {status}") == f"seq_len 4 {status} here, {status}"
+        assert painted(text) == text.replace(status, coloured)
+    assert painted(f"seq_len 4 {status} here, {status}") == f"seq_len 4 {status} here, {status}"
 
 
 def test_a_reader_that_goes_away_does_not_change_the_exit_status() -> None:

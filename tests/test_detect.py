@@ -27,7 +27,7 @@ from nvml.stub import (
 )
 
 from vramcalc import tables
-from vramcalc.cli import COMMON_GPUS
+from vramcalc.commands.common import COMMON_GPUS
 from vramcalc.detect import _generation
 
 NOT_SUPPORTED, NO_PERMISSION, DRIVER_NOT_LOADED, LOST, RESET, MISMATCH, UNKNOWN = 3, 4, 9, 15, 16, 18, 999

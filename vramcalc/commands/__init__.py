@@ -1,0 +1,1 @@
+"""What the ``vramcalc`` command does: each function parses, calls the library, prints."""

@@ -1,0 +1,135 @@
+"""Commands about one job or several: ``fit``, ``estimate``, ``max``, ``trace``."""
+
+from typing import Annotated, Any
+
+import typer
+
+from vramcalc.commands.common import (
+    GpuMemory,
+    GpuName,
+    GpuNames,
+    Json,
+    Method,
+    MethodFilter,
+    Model,
+    StackName,
+    asked_gpus,
+    exit_with,
+    first_detected,
+    known_method,
+    named_gpu,
+    summary_of,
+)
+from vramcalc.errors import InvalidValue
+from vramcalc.estimation import estimate as estimate_of
+from vramcalc.fitting import METHODS
+from vramcalc.fitting import fit as fit_of
+from vramcalc.options import noted_settings_of, settings_of, whole_number, with_options
+from vramcalc.terminal import painted, print_json, print_text
+from vramcalc.verdicts import verdict
+
+
+@with_options
+def fit(
+    model: Model,
+    method: MethodFilter = None,
+    gpu: GpuNames = None,
+    gpu_memory: GpuMemory = None,
+    stack: StackName = "transformers-trainer",
+    as_json: Json = False,
+    **options: Any,
+) -> None:
+    """Every method on every GPU: does it fit?
+
+    Without --gpu, on the GPUs of this machine and the memory that is free on them.
+    """
+    methods = [known_method(name) for name in method or METHODS]
+    devices, notes = asked_gpus(gpu, gpu_memory)
+    verdicts = fit_of(model, gpus=devices, methods=methods, stack=stack, **noted_settings_of(options))
+    for note in notes:
+        typer.echo(f"note: {note}", err=True)
+    if as_json:
+        print_json([{**summary_of(v), **v.to_dict(remedies=False)} for v in verdicts])
+    else:
+        from vramcalc.render import fit_text
+
+        print_text(painted(fit_text(verdicts)))
+    exit_with(any(v.status != "does not fit" for v in verdicts))
+
+
+@with_options
+def estimate(
+    model: Model,
+    method: Method = "lora",
+    gpu: GpuName = None,
+    gpu_memory: GpuMemory = None,
+    stack: StackName = "transformers-trainer",
+    as_json: Json = False,
+    **options: Any,
+) -> None:
+    """Where every byte of one job goes.
+
+    With --gpu also whether it fits, and what would help.
+    """
+    device = named_gpu(gpu, gpu_memory)
+    found = estimate_of(model, known_method(method), gpu=device, stack=stack, **noted_settings_of(options))
+    answer = verdict(found) if device else None
+    if as_json:
+        print_json({**found.to_dict(), "verdict": answer.to_dict() if answer else None})
+    else:
+        print_text(f"{found}\n\n{painted(str(answer))}" if answer else str(found))
+    exit_with(answer is None or answer.status != "does not fit")
+
+
+@with_options
+def largest(
+    model: Model,
+    gpu: GpuName = None,
+    of: Annotated[str, typer.Option(help="What to maximise: micro-batch-size or seq-len.")] = "micro-batch-size",
+    limit: Annotated[str | None, typer.Option(help="Stop the search there.", metavar="<int>")] = None,
+    method: Method = "lora",
+    gpu_memory: GpuMemory = None,
+    stack: StackName = "transformers-trainer",
+    as_json: Json = False,
+    **options: Any,
+) -> None:
+    """The largest micro batch or the longest sequence that fits.
+
+    Without --gpu, on the first GPU of this machine and the memory that is free on it.
+    """
+    from vramcalc.largest import max_micro_batch_size, max_seq_len
+
+    search = {"micro-batch-size": max_micro_batch_size, "seq-len": max_seq_len}.get(of.replace("_", "-"))
+    if search is None:
+        raise InvalidValue("--of", of, "micro-batch-size or seq-len")
+    extra = {} if limit is None else {"limit": whole_number("--limit", limit)}
+    device = named_gpu(gpu, gpu_memory) or first_detected()
+    found = search(model, known_method(method), gpu=device, stack=stack, **extra, **noted_settings_of(options))
+    if as_json:
+        print_json({**summary_of(found.verdict), **found.to_dict()})
+    else:
+        print_text(painted(str(found)))
+
+
+@with_options
+def trace(
+    model: Model,
+    layers: Annotated[str | None, typer.Option(help="Decoder layers to build.", metavar="<int>")] = None,
+    method: Method = "lora",
+    gpu: GpuName = None,
+    gpu_memory: GpuMemory = None,
+    stack: StackName = "transformers-trainer",
+    as_json: Json = False,
+    **options: Any,
+) -> None:
+    """Run the real libraries on fake tensors, and compare the estimate with them (extra 'profile')."""
+    from vramcalc.agreement import trace_and_estimate
+
+    device, n_layers = named_gpu(gpu, gpu_memory), None if layers is None else whole_number("--layers", layers)
+    asked = {"gpu": device, "stack": stack, "layers": n_layers, **settings_of(options)}
+    found = trace_and_estimate(model, known_method(method), **asked)
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        print_text(str(found))
+    exit_with(found.agrees)

@@ -1,0 +1,47 @@
+"""Commands about what is known: ``gpus``, ``models``, ``accuracy``."""
+
+from typing import Annotated
+
+import typer
+
+from vramcalc.commands.common import Json, detection_here
+from vramcalc.terminal import print_json, print_text
+
+
+def gpus(
+    as_json: Json = False, known: Annotated[bool, typer.Option("--known", help="Only the table.")] = False
+) -> None:
+    """GPUs of this machine, and those that can be named."""
+    from vramcalc.listings import detection_dict, gpus_text, known_gpus
+
+    detection = None if known else detection_here()
+    if as_json:
+        print_json({"detected": detection_dict(detection) if detection else None, "known": known_gpus()})
+    else:
+        print_text(gpus_text(detection))
+
+
+def models(as_json: Json = False) -> None:
+    """Models in the table, and the families any other may be of."""
+    from vramcalc.listings import known_models, models_text
+
+    if as_json:
+        print_json(known_models())
+    else:
+        print_text(models_text())
+
+
+def accuracy(
+    file: Annotated[str, typer.Argument(help="Measurements in the schema of tables/measurements.csv.")],
+    rows: Annotated[bool, typer.Option("--rows", help="Every row.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Predictions against published measurements of real runs."""
+    from vramcalc import accuracy as measured
+    from vramcalc.render_accuracy import accuracy_text
+
+    found = measured.accuracy(file)
+    if as_json:
+        print_json(found.to_dict(rows=rows))
+    else:
+        print_text(accuracy_text(found, rows=rows))
