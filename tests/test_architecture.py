@@ -18,7 +18,7 @@ ROOT = Path(vramcalc.__file__).parent
 
 LAYERS = (
     {"errors"},
-    {"units", "visible"},
+    {"releases", "units", "visible"},
     {"alloc_conf", "spec_base", "tables"},
     {"specs"},
     {"catalog", "detect", "hfconfig", "hub", "presets", "runtime"},

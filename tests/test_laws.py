@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from vramcalc import Estimate, LoRA, ModelSpec, QLoRA, estimate
@@ -64,6 +64,8 @@ def test_a_larger_batch_or_length_never_takes_less(settings: dict[str, Any], met
 @given(SETTINGS, st.sampled_from(["lora", "qlora"]), st.integers(1, 200))
 @settings(max_examples=40, deadline=None)
 def test_a_higher_rank_never_takes_less(settings: dict[str, Any], method: str, rank: int) -> None:
+    # bitsandbytes keeps 8-bit states from 4,096 elements on and 32-bit ones below: there a higher rank can take less.
+    assume(settings["optim"] != "adamw_bnb_8bit")
     assert (
         tiny(method, rank=rank + 1, **settings).allocated_bytes >= tiny(method, rank=rank, **settings).allocated_bytes
     )

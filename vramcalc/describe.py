@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from vramcalc.job import Job
 from vramcalc.methods.lora import usual_adapter_dtype
-from vramcalc.shadow.attention import choose, repeats_heads
+from vramcalc.shadow.dispatch import attention_kernel
 from vramcalc.specs import FullFineTuning, Gpu, LoRA, QLoRA, TrainingSpec
 
 SHORT_DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
@@ -31,21 +31,14 @@ def method_line(job: Job) -> str:
 
 
 def kernel(job: Job) -> str:
-    """The attention kernel that runs: ``eager``, or the one behind SDPA."""
+    """The attention kernel that runs: ``eager``, ``flash-attn 2``, or the one behind SDPA."""
     dtype = job.stack.autocast or ("float32" if _raised(job) else job.stack.dtype)
     windowed = job.model.sliding_window is not None and job.training.seq_len >= job.model.sliding_window
     masked = job.training.padded or windowed
-    heads, kv_heads = job.model.num_attention_heads, job.model.num_key_value_heads
-    repeats = repeats_heads(heads, kv_heads, job.model.head_dim, masked=masked, always=job.stack.repeats_kv)
-    return choose(
-        job.stack.attn_implementation,
-        job.stack.sdpa_kernel,
-        dtype=dtype,
-        masked=masked,
-        grouped=heads != kv_heads and not repeats,
-        head_dim=job.model.head_dim,
-        compute_capability=job.compute_capability,
+    found, _ = attention_kernel(
+        job.model, job.stack, dtype=dtype, masked=masked, compute_capability=job.compute_capability
     )
+    return "flash-attn 2" if job.stack.attn_implementation == "flash_attention_2" else found
 
 
 def _raised(job: Job) -> bool:
@@ -97,8 +90,9 @@ def attention(jobs: Sequence[tuple[Job, str]]) -> str:
     for job, gpu in jobs:
         place = gpu if len(on_gpu[gpu]) == 1 else f"{gpu} ({job.method.kind})"
         by_kernel.setdefault(kernel(job), {})[place] = None
-    if "eager" in by_kernel:
-        return "eager attention"
+    for implementation in ("eager", "flash-attn 2"):
+        if implementation in by_kernel:
+            return f"{implementation} attention"
     if len(by_kernel) == 1:
         return f"SDPA {next(iter(by_kernel))} attention"
     return "SDPA attention: " + "; ".join(f"{name} on {', '.join(gpus)}" for name, gpus in by_kernel.items())

@@ -5,9 +5,10 @@ from __future__ import annotations
 import operator
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from vramcalc.errors import InvalidValue, UnknownName, VramcalcError
+from vramcalc.releases import checked_releases, minor_release, release_of
 
 
 def alias(names: dict[str, str]) -> BeforeValidator:
@@ -15,18 +16,28 @@ def alias(names: dict[str, str]) -> BeforeValidator:
     return BeforeValidator(lambda v: names.get(v, v) if isinstance(v, str) else v)
 
 
-def checked(*releases: str) -> BeforeValidator:
-    """A version string, cut to its minor release, that must be one whose behaviour has been checked."""
+def checked(first: str, last: str) -> AfterValidator:
+    """A version string, cut to its minor release, that must be among those whose behaviour has been checked."""
 
-    def check(value: object) -> object:
-        if not isinstance(value, str):
-            return value
-        minor = ".".join(value.split(".")[:2])
-        if minor not in releases:
-            raise ValueError(f"{' or '.join(releases)}: the memory of no other release has been checked against traces")
-        return minor
+    def check(value: str) -> str:
+        minor = minor_release(value)
+        if minor is None or not (minor_release(first) or ()) <= minor <= (minor_release(last) or ()):
+            raise ValueError(_unchecked(first if first == last else f"{first} to {last}"))
+        return ".".join(map(str, minor))
 
-    return BeforeValidator(check)
+    return AfterValidator(check)
+
+
+def _unchecked(releases: str) -> str:
+    return f"{releases}: the memory of no other release has been checked against traces"
+
+
+def known_transformers(value: str) -> str:
+    """A release of transformers, cut to its minor one."""
+    minor = minor_release(value)
+    if minor is None or release_of(minor) is None:
+        raise ValueError(_unchecked(checked_releases()))
+    return ".".join(map(str, minor))
 
 
 def whole(value: object) -> object:

@@ -16,11 +16,12 @@ from pydantic import AfterValidator, BeforeValidator, Field, ModelWrapValidatorH
 
 from vramcalc.alloc_conf import AllocatorSettings, read
 from vramcalc.errors import InvalidValue
-from vramcalc.spec_base import PositiveCount, Spec, alias, checked, whole
+from vramcalc.releases import Release, minor_release, release_of
+from vramcalc.spec_base import PositiveCount, Spec, alias, checked, known_transformers, whole
 
 DtypeName = Literal["float32", "bfloat16", "float16"]
 Checkpointing = Literal["none", "reentrant", "non_reentrant"]
-AttnImplementation = Literal["sdpa", "eager"]
+AttnImplementation = Literal["sdpa", "eager", "flash_attention_2"]
 SdpaKernel = Literal["auto", "flash", "efficient", "math"]
 KeepsOutputs = Literal["no", "step", "next_forward"]
 LossKind = Literal["full", "chunked", "fused_linear"]
@@ -210,10 +211,10 @@ class Stack(Spec):
 
     name: str = "custom"
     """Preset this recipe came from."""
-    torch: Annotated[str, checked("2.13")] = "2.13"
-    transformers: Annotated[str, checked("5.23")] = "5.23"
-    peft: Annotated[str, checked("0.21")] = "0.21"
-    bitsandbytes: Annotated[str, checked("0.50")] = "0.50"
+    torch: Annotated[str, checked("2.13", "2.13")] = "2.13"
+    transformers: Annotated[str, AfterValidator(known_transformers)] = "5.23"
+    peft: Annotated[str, checked("0.12", "0.21")] = "0.21"
+    bitsandbytes: Annotated[str, checked("0.46", "0.50")] = "0.50"
     dtype: Dtype = "bfloat16"
     """Dtype the weights are loaded in."""
     autocast: Annotated[Literal["bfloat16", "float16"], alias(_DTYPE_ALIASES)] | None = None
@@ -258,6 +259,13 @@ class Stack(Spec):
                 "leave one of them out",
             )  # fmt: skip
         return self
+
+    @property
+    def release(self) -> Release:
+        """What depends on the release of transformers."""
+        found = release_of(minor_release(self.transformers) or (0, 0))
+        assert found is not None, "the version was validated"
+        return found
 
     @property
     def allocator(self) -> AllocatorSettings:

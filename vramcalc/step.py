@@ -162,14 +162,17 @@ class Loop:
         """The model's call and its loss; what the loop keeps of the outputs stays alive."""
         e, stack = self.engine, self.job.stack
         e.autocast = stack.autocast
-        cache = Cache() if self.job.fills_cache else None
+        cache = Cache(copies=stack.release.copies_into_cache) if self.job.fills_cache else None
         hidden = self.net.hidden_states(ids, cache)
         logits: Tensor | None = None
         metrics: list[Tensor] = []
         self.tape.mark(f"{tag}.head")
         if stack.loss == "full":
             logits = self.net.lm_head(hidden)
-            loss = losses.causal_lm_loss(e, logits)
+            release = stack.release
+            if self.job.model.model_type in release.raises_logits:
+                logits = ops.to(e, logits, "float32")
+            loss = losses.causal_lm_loss(e, logits, shifts_logits=release.shifts_logits)
         elif stack.loss == "chunked":
             metrics = losses.chunked_outputs(e, hidden, _head_weight(self.net.lm_head))
         else:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from vramcalc.shadow import attention, ops
 from vramcalc.shadow.autograd import Engine
 from vramcalc.shadow.dims import Size
+from vramcalc.shadow.dispatch import attention_kernel
 from vramcalc.shadow.graph import Leaf
 from vramcalc.shadow.masks import causal_mask
 from vramcalc.shadow.modules import Factory, Module, TiedHead
@@ -20,14 +21,16 @@ from vramcalc.specs import ModelSpec, Stack
 
 
 class Cache:
-    """``DynamicCache``: keys and values of every layer, by concatenation, which copies."""
+    """``DynamicCache``: keys and values of every layer, by concatenation, which copies, or as they are."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, copies: bool = True) -> None:
+        self.copies = copies
         self.layers: list[tuple[Tensor, Tensor] | None] = []
 
     def update(self, e: Engine, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Keep a copy of the states, both in the keys' dtype, and return it."""
-        k, v = ops.cat_copy(e, k), ops.cat_copy(e, ops.to(e, v, k.dtype))
+        if self.copies:
+            k, v = ops.cat_copy(e, k), ops.cat_copy(e, ops.to(e, v, k.dtype))
         self.layers.append((k, v))
         return k, v
 
@@ -36,8 +39,8 @@ class Cache:
 class Shared:
     """What every decoder layer of one forward pass is given."""
 
-    cos: Tensor
-    sin: Tensor
+    rotary: tuple[Tensor, Tensor] | None
+    """Cosines and sines, None where every attention makes its own."""
     mask: Tensor | None
     position_ids: Tensor
     cache: Cache | None
@@ -88,31 +91,29 @@ class Attention(Module):
     def attend(self, x: Tensor, shared: Shared) -> tuple[Tensor, Tensor | None]:
         """``forward``: the result and, from eager code, the attention weights."""
         e, spec, stack = self.engine, self.spec, self.context.stack
-        heads, kv_heads, masked = spec.num_attention_heads, spec.num_key_value_heads, shared.mask is not None
-        repeats = attention.repeats_heads(heads, kv_heads, spec.head_dim, masked=masked, always=stack.repeats_kv)
+        capability, masked = self.context.compute_capability, shared.mask is not None
+        contiguous = stack.release.contiguous and stack.attn_implementation == "sdpa"
         q, k = self.query(x), self.key(x)
         v = self.v_proj(x)
-        kernel = attention.choose(
-            stack.attn_implementation,
-            stack.sdpa_kernel,
-            dtype=e.autocast or v.dtype,
-            masked=masked,
-            grouped=heads != kv_heads and not repeats,
-            head_dim=spec.head_dim,
-            compute_capability=self.context.compute_capability,
+        kernel, repeats = attention_kernel(
+            spec, stack, dtype=e.autocast or v.dtype, masked=masked, compute_capability=capability
         )
         by_head = (
             kernel in ("eager", "math")
-            or shared.cache is not None
+            or (shared.cache is not None and shared.cache.copies)
             or repeats
+            or contiguous
             or (kernel == "flash" and spec.head_dim % 8 > 0)
         )
         v = self.split(v, spec.num_key_value_heads, head_major_grad=by_head)
-        q, k = ops.rotary(e, q, shared.cos, shared.sin), ops.rotary(e, k, shared.cos, shared.sin)
+        cos, sin = shared.rotary or _rotary_embedding(e, x.shape[1], spec.head_dim, v.dtype, scales=False)
+        q, k = ops.rotary(e, q, cos, sin), ops.rotary(e, k, cos, sin)
         if shared.cache is not None:
             k, v = shared.cache.update(e, k, v)
+        if stack.attn_implementation == "flash_attention_2" and q.dtype == "float32":
+            q, k, v = (ops.to(e, t, e.autocast or stack.dtype) for t in (q, k, v))
         out, weights = attention.attend(
-            e, kernel, q, k, v, shared.mask, self.context.compute_capability, repeats=repeats
+            e, kernel, q, k, v, shared.mask, capability, repeats=repeats, contiguous=contiguous
         )
         out = ops.merge_heads(e, out)
         return self.o_proj(out), weights
@@ -216,15 +217,17 @@ class CausalLM(Module):
             e,
             batch,
             seq,
-            eager=context.stack.attn_implementation == "eager",
+            implementation=context.stack.attn_implementation,
+            additive=context.stack.release.additive_mask,
             padded=context.padded,
             sliding_window=spec.sliding_window,
             dtype=inputs_embeds.dtype,
         )
         hidden_states = inputs_embeds
-        cos, sin = _rotary_embedding(e, seq, spec.head_dim, hidden_states.dtype)
-        shared = Shared(cos, sin, mask, position_ids, cache)
-        del cos, sin, mask, position_ids
+        in_layers = spec.model_type in context.stack.release.layer_rotary
+        rotary = None if in_layers else _rotary_embedding(e, seq, spec.head_dim, hidden_states.dtype)
+        shared = Shared(rotary, mask, position_ids, cache)
+        del rotary, mask, position_ids
         for i, layer in enumerate(self.layers):
             tape.at(i)
             hidden_states = e.checkpoint(context.checkpointing, _bind(layer, shared), hidden_states)
@@ -252,8 +255,8 @@ def _position_ids(e: Engine, seq: Size) -> Tensor:
     return position_ids
 
 
-def _rotary_embedding(e: Engine, seq: Size, head_dim: int, dtype: str) -> tuple[Tensor, Tensor]:
-    """``LlamaRotaryEmbedding.forward``, under no_grad and in float32."""
+def _rotary_embedding(e: Engine, seq: Size, head_dim: int, dtype: str, *, scales: bool = True) -> tuple[Tensor, Tensor]:
+    """``LlamaRotaryEmbedding.forward``, under no_grad and in float32; older classes scale nothing."""
     tape = e.tape
     outer, tape.module = tape.module, "model.rotary_emb"
     positions = e.new((1, seq, 1), "float32", "to")
@@ -261,12 +264,13 @@ def _rotary_embedding(e: Engine, seq: Size, head_dim: int, dtype: str) -> tuple[
     del positions
     shape = (1, seq, head_dim)
     emb = e.new(shape, "float32", "cat")
-    raw = e.new(shape, "float32", "cos")
-    cos = e.new(shape, "float32", "cos")
-    del raw
-    raw = e.new(shape, "float32", "sin")
-    sin = e.new(shape, "float32", "sin")
-    del raw
+    found = []
+    for what in ("cos", "sin"):
+        raw = e.new(shape, "float32", what)
+        found.append(e.new(shape, "float32", what) if scales else raw)
+        del raw
+    cos, sin = found
+    del found
     result = ops.to(e, cos, dtype), ops.to(e, sin, dtype)
     del freqs, emb, cos, sin
     tape.module = outer

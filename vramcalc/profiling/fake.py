@@ -8,7 +8,6 @@ branches libraries take on ``device.type == "cuda"``.
 from __future__ import annotations
 
 import contextlib
-import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,7 +15,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from vramcalc.profiling import fused_losses
+from vramcalc.profiling import fused_losses, releases
 from vramcalc.profiling.fake_attention import scaled_dot_product_attention
 from vramcalc.shadow import kernels
 from vramcalc.specs import QLoRA, Stack
@@ -108,6 +107,9 @@ def quantize_linears(model: nn.Module, method: QLoRA) -> None:
             made.support_avx512bf16_for_cpu = made.enable_optimized_cpu = False
             setattr(parent, name, made)
     model.is_loaded_in_4bit = True  # type: ignore[assignment]
+    # What the weights were before: flash-attn's inputs are lowered to it.
+    config: Any = model.config
+    config._is_quantized, config._pre_quantization_dtype = True, next(model.parameters()).dtype
 
 
 def prepare_kbit(model: nn.Module) -> None:
@@ -176,32 +178,17 @@ def _optimizer_replacements() -> list[tuple[Any, str, Any]]:
 @contextlib.contextmanager
 def cuda_choices(stack: Stack, compute_capability: tuple[int, int], *, padded: bool) -> Iterator[None]:
     """Patch torch and transformers so that fake ``cpu`` tensors take the paths of a CUDA device; undone on exit."""
-    import transformers.integrations.sdpa_attention as sdpa_attention
-    import transformers.masking_utils as masking
     from transformers import PreTrainedModel
 
-    signature = inspect.signature(masking._ignore_causal_mask_sdpa)
-
-    def ignore_causal_mask(*args: Any, **kwargs: Any) -> bool:
-        # The real function asks whether the batch has padding, which a fake tensor cannot say.
-        given = signature.bind(*args, **kwargs).arguments
-        local = given.get("local_attention_size")
-        return not padded and (local is None or given["kv_length"] < local)
-
+    sdpa = scaled_dot_product_attention(stack.sdpa_kernel, compute_capability)
     autocast_enabled = torch.is_autocast_enabled
     rng = torch.get_rng_state()
     replacements: list[tuple[Any, str, Any]] = [
-        (
-            nn.functional,
-            "scaled_dot_product_attention",
-            scaled_dot_product_attention(stack.sdpa_kernel, compute_capability),
-        ),
+        (nn.functional, "scaled_dot_product_attention", sdpa),
         (nn.Module, "_apply", _apply),
         (PreTrainedModel, "init_weights", lambda self: self.tie_weights()),
-        (masking, "_ignore_causal_mask_sdpa", ignore_causal_mask),
-        # Whether sequences are packed is read off the positions; those of a plain batch say no.
-        (masking, "find_packed_sequence_indices", lambda _position_ids: None),
-        *([(sdpa_attention, "use_gqa_in_sdpa", lambda *_: False)] if stack.repeats_kv else []),
+        *releases.questions(padded=padded),
+        *releases.repeated_heads(always=stack.repeats_kv),
         (nn.functional, "dropout", _dropout),
         (nn.functional, "softmax", _softmax),
         # PEFT asks about CUDA's autocast, which is what is_autocast_enabled() without a device means.
@@ -213,6 +200,8 @@ def cuda_choices(stack: Stack, compute_capability: tuple[int, int], *, padded: b
         # On a GPU this state is a host tensor; here it would be counted.
         (torch, "get_rng_state", lambda: rng),
     ]
+    if stack.attn_implementation == "flash_attention_2":
+        replacements += releases.flash_attention(scaled_dot_product_attention("flash", compute_capability))
     replacements += _optimizer_replacements() + fused_losses.replacements(stack, compute_capability)
     with _replaced(replacements):
         yield

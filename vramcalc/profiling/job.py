@@ -5,6 +5,7 @@ Nothing here knows whether the tensors are real.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from vramcalc.errors import Unsupported
+from vramcalc.profiling.releases import dtype_argument
 from vramcalc.specs import FullFineTuning, LoRA, Method, ModelSpec, QLoRA, Stack, TrainingSpec
 
 _BNB_OPTIMIZERS = {
@@ -73,7 +75,7 @@ def build_model(model: ModelSpec, stack: Stack, *, layers: int | None = None) ->
     torch.set_default_dtype(dtype)
     try:
         built: nn.Module = AutoModelForCausalLM.from_config(
-            config, attn_implementation=stack.attn_implementation, dtype=dtype
+            config, attn_implementation=stack.attn_implementation, **{dtype_argument(): dtype}
         )
     finally:
         torch.set_default_dtype(before)
@@ -148,9 +150,10 @@ def attach(
 def _get_peft_model(model: nn.Module, method: LoRA, stack: Stack) -> nn.Module:
     from peft import get_peft_model
 
-    wrapped: nn.Module = get_peft_model(
-        model, lora_config(method), autocast_adapter_dtype=stack.adapter_dtype == "float32"
-    )
+    # Before 0.12, PEFT left adapters in their layers' dtype.
+    raised = {"autocast_adapter_dtype": stack.adapter_dtype == "float32"}
+    known = inspect.signature(get_peft_model).parameters.keys() & raised.keys()
+    wrapped: nn.Module = get_peft_model(model, lora_config(method), **{name: raised[name] for name in known})
     if stack.adapter_dtype not in ("float32", "weights"):
         for parameter in wrapped.parameters():
             if parameter.requires_grad:

@@ -57,38 +57,6 @@ def _flash(e: Engine, q: Tensor, k: Tensor, v: Tensor, *, copies_grad: bool = Fa
     return y
 
 
-def repeats_heads(heads: int, kv_heads: int, head_dim: int, *, masked: bool, always: bool) -> bool:
-    """Whether transformers copies key and value heads before SDPA instead of passing ``enable_gqa``.
-
-    References:
-        transformers integrations/sdpa_attention.py, ``use_gqa_in_sdpa``.
-    """
-    return heads != kv_heads and (masked or always or head_dim > 256)
-
-
-def choose(
-    implementation: str,
-    sdpa_kernel: str,
-    *,
-    dtype: str,
-    masked: bool,
-    grouped: bool,
-    head_dim: int,
-    compute_capability: tuple[int, int],
-) -> str:
-    """The kernel that attends: ``eager``, or what stands behind SDPA; ``grouped`` heads are not repeated."""
-    if implementation == "eager":
-        return "eager"
-    return kernels.choose_sdpa_kernel(
-        sdpa_kernel,
-        dtype=dtype,
-        masked=masked,
-        grouped=grouped,
-        head_dim=head_dim,
-        compute_capability=compute_capability,
-    )
-
-
 def attend(
     e: Engine,
     kernel: str,
@@ -99,8 +67,20 @@ def attend(
     compute_capability: tuple[int, int],
     *,
     repeats: bool,
+    contiguous: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Transformers' attention interface: the result, and the weights where eager code returns them.
+
+    Args:
+        e: the engine.
+        kernel: see :func:`choose`.
+        q: queries, token by token in memory.
+        k: keys, likewise.
+        v: values, likewise.
+        mask: see :mod:`vramcalc.shadow.masks`.
+        compute_capability: of the GPU.
+        repeats: key and value heads are copied first.
+        contiguous: whatever does not lie head by head yet is copied.
 
     References:
         transformers integrations/sdpa_attention.py.
@@ -110,6 +90,9 @@ def attend(
     heads = int(q.shape[1])
     if repeats:
         k, v = repeat_kv(e, k, heads), repeat_kv(e, v, heads)
+    if contiguous:
+        q = ops.clone(e, q)
+        k, v = (k, v) if repeats else (ops.clone(e, k), ops.clone(e, v))
     if e.autocast is not None:
         v, k, q = ops.to(e, v, e.autocast), ops.to(e, k, e.autocast), ops.to(e, q, e.autocast)
     match kernel:
@@ -220,6 +203,8 @@ def _bmm(
 def _additive(e: Engine, mask: Tensor, dtype: str, *, padded: bool) -> Tensor:
     """A boolean mask as a bias in the query's dtype, rows padded to a multiple of 8 where a kernel wants that."""
     batch, _, rows, columns = mask.shape
+    if mask.dtype != "bool":
+        return e.new((batch, 1, rows, ceil_to(columns, 8)), dtype, "pad") if padded and columns % 8 else mask
     zero = e.new((), dtype, "zeros")
     infinity = e.new((), dtype, "full")
     bias = e.new((batch, 1, rows, columns), dtype, "where")

@@ -19,15 +19,25 @@ TRL_TOKENS, TRL_VOCABULARY = 4096, 32768
 """Tile of TRL's chunked log-probabilities (trl 1.16 kernels/chunked_logprob.py, trainer/utils.py)."""
 
 
-def causal_lm_loss(e: Engine, logits: Tensor) -> Tensor:
+def causal_lm_loss(e: Engine, logits: Tensor, *, shifts_logits: bool = False) -> Tensor:
     """``ForCausalLMLoss`` on ``(batch, seq, vocab)`` logits: a float32 copy, its log-softmax, the mean over tokens.
 
+    Args:
+        e: the engine.
+        logits: of every position.
+        shifts_logits: the last position is left out, which copies the others; later releases move the labels.
+
     References:
-        transformers loss/loss_utils.py.
+        transformers loss/loss_utils.py; before 4.46 at the end of ``LlamaForCausalLM.forward``.
     """
-    batch, seq, _ = shape = logits.shape
-    x = ops.to(e, logits, "float32")
-    padded_labels, labels = _shifted_labels(e, batch, seq)
+    batch, seq, _ = logits.shape
+    raised = x = ops.to(e, logits, "float32")
+    if shifts_logits:
+        x = _without_last(e, raised)
+        padded_labels, labels = None, e.new((batch, seq - 1), "int64", "shifted labels")
+    else:
+        padded_labels, labels = _shifted_labels(e, batch, seq)
+    shape = x.shape
     log_probs = e.apply(
         "log_softmax",
         [x],
@@ -44,8 +54,16 @@ def causal_lm_loss(e: Engine, logits: Tensor) -> Tensor:
     total_weight = e.new((), "float32", "nll_loss total weight")
     if node is not None:
         e.save(node, [total_weight])
-    del padded_labels
+    del padded_labels, raised
     return loss
+
+
+def _without_last(e: Engine, logits: Tensor) -> Tensor:
+    """``logits[..., :-1, :].contiguous()``; backward fills a zero tensor of full size."""
+    batch, seq, vocab = shape = logits.shape
+    shorter = (batch, seq - 1, vocab)
+    view = e.view("slice", logits, shorter, lambda s, g: [e.new(shape, "float32", "slice backward")])
+    return ops.clone(e, view)
 
 
 def _shifted_labels(e: Engine, batch: Size, seq: Size) -> tuple[Tensor, Tensor]:

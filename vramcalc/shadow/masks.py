@@ -8,7 +8,15 @@ from vramcalc.shadow.tape import Tensor
 
 
 def causal_mask(
-    e: Engine, batch: Size, seq: Size, *, eager: bool, padded: bool, sliding_window: int | None, dtype: str
+    e: Engine,
+    batch: Size,
+    seq: Size,
+    *,
+    implementation: str,
+    additive: bool,
+    padded: bool,
+    sliding_window: int | None,
+    dtype: str,
 ) -> Tensor | None:
     """``create_causal_mask`` and ``create_sliding_window_causal_mask``.
 
@@ -16,7 +24,8 @@ def causal_mask(
         e: the engine.
         batch: sequences.
         seq: tokens per sequence.
-        eager: eager attention, which always gets a mask, in the model's dtype.
+        implementation: of attention; the eager one always gets a mask, flash-attn never.
+        additive: SDPA, too, is given a mask in the model's dtype.
         padded: the batch holds padding.
         sliding_window: of every layer; a sequence that does not reach it needs no mask.
         dtype: of the hidden states.
@@ -27,18 +36,21 @@ def causal_mask(
     References:
         transformers masking_utils.py, ``_ignore_causal_mask_sdpa``, ``sdpa_mask``, ``eager_mask``.
     """
+    if implementation == "flash_attention_2":
+        return None
+    eager = implementation == "eager"
     attention_mask = e.new((batch, seq), "bool", "attention mask")
     windowed = sliding_window is not None and seq >= sliding_window
     if not eager and not padded and not windowed:
         return None
     mask = _boolean_mask(e, batch, seq, windows=sliding_window is not None)
-    if not eager:
+    if not eager and not additive:
         return mask
     zero = e.new((), dtype, "zeros")
     lowest = e.new((), dtype, "scalar_tensor")
-    additive = e.new((batch, 1, seq, seq), dtype, "attention mask")
+    bias = e.new((batch, 1, seq, seq), dtype, "attention mask")
     del attention_mask, mask, zero, lowest
-    return additive
+    return bias
 
 
 def _boolean_mask(e: Engine, batch: Size, seq: Size, *, windows: bool) -> Tensor:
