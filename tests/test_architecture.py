@@ -18,7 +18,7 @@ ROOT = Path(vramcalc.__file__).parent
 
 LAYERS = (
     {"errors"},
-    {"releases", "units", "visible"},
+    {"lengths", "releases", "units", "visible"},
     {"alloc_conf", "spec_base", "tables"},
     {"specs"},
     {"catalog", "detect", "hfconfig", "hub", "presets", "runtime"},
@@ -29,8 +29,9 @@ LAYERS = (
     {"step"},
     {"ledger", "warn"},
     {"walk"},
-    {"estimation", "difference"},
-    {"verdicts", "grid", "measurements"},
+    {"estimation", "difference", "snapshots"},
+    {"verdicts", "grid", "measured_jobs"},
+    {"measurements"},
     {"accuracy"},
     {"largest"},
     {"remedies", "fitting"},

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from small import TINY, tiny
 
-from vramcalc import Estimate, LoRA, ModelSpec, QLoRA, estimate
+from vramcalc import Estimate, LoRA, QLoRA, estimate
 from vramcalc.job import Job
 from vramcalc.ledger import size_of
 from vramcalc.shadow.program import Program
@@ -16,24 +17,8 @@ from vramcalc.specs import FullFineTuning, Stack, TrainingSpec
 from vramcalc.step import Loop, Sizes
 from vramcalc.walk import Walks
 
-TINY = ModelSpec(
-    name="tiny",
-    model_type="llama",
-    hidden_size=256,
-    intermediate_size=704,
-    num_hidden_layers=6,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=64,
-    vocab_size=1000,
-    max_position_embeddings=4096,
-)
 METHODS = ("full", "lora", "qlora")
 CHECKPOINTING = ("none", "reentrant", "non_reentrant")
-
-
-def tiny(method: str, **settings: Any) -> Estimate:
-    return estimate(TINY, method, **{"seq_len": 256, **settings})
 
 
 SETTINGS = st.fixed_dictionaries(

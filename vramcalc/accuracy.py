@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vramcalc.measured_jobs import TRAINERS, Row, capacity_bytes
 from vramcalc.measurements import Prediction, predict, read_measurements
 
 
@@ -47,12 +48,18 @@ class Accuracy:
         groups: of rows whose length is known, by stack, method and metric.
         apart: of rows of which only the cap on the length is known.
         unsupported: rows by reason.
+        out_of_memory: rows of runs that ended out of memory and are predicted, and how many of those are predicted to
+            need more than their GPU has.
+        hugging_face: rows of full fine-tuning, LoRA and 4-bit QLoRA on one GPU by transformers, TRL or PEFT, and how
+            many of them are predicted.
         predictions: every row.
     """
 
     groups: list[Group]
     apart: list[Group]
     unsupported: Counter[str]
+    out_of_memory: tuple[int, int]
+    hugging_face: tuple[int, int]
     predictions: list[Prediction]
 
     def to_dict(self, *, rows: bool = False) -> dict[str, Any]:
@@ -61,6 +68,8 @@ class Accuracy:
             "groups": [vars(g) for g in self.groups],
             "apart": [vars(g) for g in self.apart],
             "unsupported": dict(self.unsupported.most_common()),
+            "out_of_memory": {"predicted": self.out_of_memory[0], "foreseen": self.out_of_memory[1]},
+            "hugging_face": {"rows": self.hugging_face[0], "predicted": self.hugging_face[1]},
         }
         if rows:
             found["rows"] = [p.to_dict() for p in self.predictions]
@@ -79,8 +88,27 @@ def accuracy(path: str | Path) -> Accuracy:
     predictions = list(predict(read_measurements(path)))
     known = [p for p in predictions if p.error is not None and p.row["seq_kind"] != "max_not_reached"]
     apart = [p for p in predictions if p.error is not None and p.row["seq_kind"] == "max_not_reached"]
-    reasons = Counter(p.reason or "no value" for p in predictions if p.error is None)
-    return Accuracy(list(_groups(known)), list(_groups(apart)), reasons, predictions)
+    reasons = Counter(p.reason or "no value" for p in predictions if p.error is None and not _ran_out(p))
+    ends = [p for p in predictions if _ran_out(p)]
+    foreseen = sum((p.predicted_bytes or 0) > capacity_bytes(p.row) for p in ends)
+    ours = [p for p in predictions if _of_hugging_face(p.row)]
+    return Accuracy(
+        list(_groups(known)),
+        list(_groups(apart)),
+        reasons,
+        (len(ends), foreseen),
+        (len(ours), sum(p.predicted_bytes is not None for p in ours)),
+        predictions,
+    )
+
+
+def _ran_out(p: Prediction) -> bool:
+    return p.row["metric"] == "oom" and p.predicted_bytes is not None
+
+
+def _of_hugging_face(row: Row) -> bool:
+    method = row["method"] in ("full", "lora") or (row["method"] == "qlora" and row["quant"] in ("nf4", "fp4"))
+    return row["n_gpus"] == "1" and row["stack"] in TRAINERS and method
 
 
 def _groups(predictions: Sequence[Prediction]) -> Iterable[Group]:

@@ -11,11 +11,20 @@ from vramcalc.units import gib
 
 def accuracy_text(found: Accuracy, *, rows: bool = False) -> str:
     """Groups, rows that are reported apart, unsupported rows by reason; on request every row."""
-    predicted = sum(g.count for g in found.groups)
-    total = len(found.predictions)
-    parts = [f"{predicted:,} of {total:,} rows predicted", _groups(found.groups)]
+    total, predicted = len(found.predictions), sum(p.predicted_bytes is not None for p in found.predictions)
+    ours, of_ours = found.hugging_face
+    head = [f"{predicted:,} of {total:,} rows predicted"]
+    if ours:
+        head.append(
+            f"{of_ours:,} of the {ours:,} ({of_ours / ours:.0%}) of transformers, TRL and PEFT on one GPU, "
+            "full, LoRA and 4-bit QLoRA"
+        )
+    parts = ["\n".join(head), _groups(found.groups)]
     if found.apart:
         parts.append(f"apart: only the cap on the length is known\n{_groups(found.apart)}")
+    if found.out_of_memory[0]:
+        rows_out, foreseen = found.out_of_memory
+        parts.append(f"runs that ended out of memory: {rows_out}; predicted to need more than the GPU has: {foreseen}")
     if found.unsupported:
         body = [(f"{n:,}", reason) for reason, n in found.unsupported.most_common()]
         parts.append(f"unsupported: {sum(found.unsupported.values()):,} rows\n{table(body, ('', ''), right=(0,))}")

@@ -8,12 +8,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import pairwise
+from typing import NamedTuple
 
 from vramcalc.alloc_conf import AllocatorSettings
 from vramcalc.job import Job
 from vramcalc.ledger import SCENE, Instant, Row, instants, requested, rows_at, size_of
 from vramcalc.methods.lora import layers_alike
-from vramcalc.shadow.program import WALKED_LAYERS, NotRepeatable, Program
+from vramcalc.shadow.program import WALKED_LAYERS, Expansion, NotRepeatable, Program
 from vramcalc.shadow.replay import Replay, Step, replay_steps
 from vramcalc.specs import LoRA
 from vramcalc.step import Loop, Sizes
@@ -84,6 +85,22 @@ class Stream:
         return [event for events in (self.load, *(s.events for s in self.steps)) for event in events]
 
 
+class WrittenOut(NamedTuple):
+    """The walk behind a stream.
+
+    Attributes:
+        program: the walk.
+        expansion: its events at full depth.
+        n_steps: steps walked.
+        order: for each step of the run, which of them it is like.
+    """
+
+    program: Program
+    expansion: Expansion
+    n_steps: int
+    order: list[int]
+
+
 def plan(lengths: Sequence[int], *, carries: bool) -> tuple[list[int], list[int]]:
     """Steps to walk so that each step of a run is like one of them.
 
@@ -151,23 +168,35 @@ class Walks:
         return tuple(rows_at(program, number, event))
 
     @cached_property
+    def _lengths(self) -> tuple[tuple[int, ...], frozenset[int]]:
+        """Lengths of the steps to replay, and those before which the cache is emptied."""
+        training, period = self.job.training, self.job.stack.empty_cache_steps
+        if training.seq_lens is not None:
+            n_steps = len(training.seq_lens)
+            return training.seq_lens, frozenset(range(period, n_steps, period)) if period else frozenset()
+        lengths = (training.seq_len,) * (2 if period in (None, 1) else 3)
+        return lengths, frozenset({len(lengths) - 1}) if period else frozenset()
+
+    @cached_property
+    def written_out(self) -> WrittenOut:
+        """Loading and the steps from the first on, at full depth."""
+        stack = self.job.stack
+        walked, order = plan(
+            self._lengths[0], carries=stack.keeps_outputs == "next_forward" or stack.zero_grad == "start"
+        )
+        program, _ = walk(self.job, Sizes.of(self.job), walked)
+        return WrittenOut(program, program.expand(), len(walked), order)
+
+    @cached_property
     def stream(self) -> Stream:
         """The steps that are given; else two, or three where the cache is emptied after several, before the last."""
-        training, stack = self.job.training, self.job.stack
-        period, lengths = stack.empty_cache_steps, training.seq_lens
-        if lengths is not None:
-            emptied = frozenset(range(period, len(lengths), period)) if period else frozenset()
-        else:
-            lengths = (training.seq_len,) * (2 if period in (None, 1) else 3)
-            emptied = frozenset({len(lengths) - 1}) if period else frozenset()
-        carries = stack.keeps_outputs == "next_forward" or stack.zero_grad == "start"
-        walked, order = plan(lengths, carries=carries)
-        program, _ = walk(self.job, Sizes.of(self.job), walked)
-        expansion = program.expand()
+        program, expansion, n_walked, order = self.written_out
         asked = [requested(b) for b in program.births]
-        starts = _starts(program, expansion.starts, len(walked))
+        starts = _starts(program, expansion.starts, n_walked)
         steps = _steps(expansion.events, starts)
-        return Stream(expansion.events[: starts[0]], steps, order, [asked[b] for b in expansion.births], emptied)
+        return Stream(
+            expansion.events[: starts[0]], steps, order, [asked[b] for b in expansion.births], self._lengths[1]
+        )
 
     def replay(self, settings: AllocatorSettings) -> Replay:
         """The steps of ``stream`` through torch's caching allocator.

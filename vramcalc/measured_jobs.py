@@ -1,0 +1,212 @@
+"""What the rows of a file of measurements say about the jobs they were taken of, and which figure each row is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vramcalc import catalog
+from vramcalc.errors import Unsupported, VramcalcError
+from vramcalc.estimation import Estimate
+from vramcalc.lengths import PEFT_METAMATHQA
+from vramcalc.releases import minor_release, release_of
+from vramcalc.snapshots import snapshots
+from vramcalc.units import MIB
+
+Row = Mapping[str, str]
+
+_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+_OPTIMIZERS = {
+    "adamw_torch_foreach": "adamw_torch",
+    "adamw_torch": "adamw_torch",
+    "adamw_torch_fused": "adamw_torch_fused",
+    "paged_adamw_8bit": "paged_adamw_8bit",
+    "adafactor": "adafactor",
+}
+_GPUS = {
+    "t4": "t4",
+    "v100-16": "v100-sxm2-16",
+    "a10g": "a10g",
+    "l4": "l4",
+    "l40s": "l40s",
+    "a100-40": "a100-sxm-40",
+    "a100-80": "a100-sxm-80",
+    "h100-80": "h100-sxm",
+    "rtx3090": "rtx-3090",
+    "rtx4080": "rtx-4080",
+    "rtx4090": "rtx-4090",
+}
+TRAINERS = {"transformers-loop": False, "peft-loop": False, "trainer": True, "trl": True}
+"""Loops of the Hugging Face stack, and whether Trainer runs them: two parameter groups, clipping, the loss kept."""
+_ATTENTION = {"eager": "eager", "sdpa": "sdpa", "flash2": "flash_attention_2"}
+
+_PEAKS = {"phase:forward_peak": "forward", "phase:optimizer_step_peak": "optimizer step"}
+"""Peaks within a phase, and how the names of its instants begin."""
+_SNAPSHOTS = {
+    "phase:after_load": "loaded",
+    "phase:after_lora_attach": "loaded",
+    "phase:after_first_forward": "step0.forward",
+    "phase:after_first_backward": "step0.backward",
+    "phase:after_first_optimizer_step": "step0.optimizer",
+    "allocated_avg_step_end": "step1.optimizer",
+    "allocated_end_of_train": "step1.zero_grad",
+}
+"""What is allocated between two phases."""
+METRICS = (
+    *("allocated_max", "reserved_max", "process_used", "device_used", "oom"),
+    *_PEAKS,
+    *_SNAPSHOTS,
+)
+"""Figures that are predicted."""
+
+_FIRST_SEGMENT_BYTES = 2 * MIB
+"""PEFT's benchmark subtracts what is reserved before the model is loaded, the segment of one small tensor."""
+
+
+class Reason(Unsupported):
+    """Why a row is not predicted, in few words: rows are counted by it."""
+
+
+def measured(found: Estimate, row: Row, *, attached_later: bool = False) -> int:
+    """The predicted figure of a row's metric. [B]
+
+    Args:
+        found: the estimate of the row's job.
+        row: whose metric counts.
+        attached_later: the run has a figure of its own for the moment when adapters had been attached, so that what
+            was loaded before is the base model alone.
+    """
+    metric = row["metric"]
+    if metric == "phase:after_load" and attached_later:
+        return snapshots(found.walks)["base loaded"]
+    less = _FIRST_SEGMENT_BYTES if row["stack"] == "peft-loop" else 0
+    match metric:
+        case "allocated_max":
+            return found.block_bytes - less
+        case "reserved_max":
+            return found.reserved_bytes - less
+        case "process_used" | "device_used" | "oom":
+            return found.process_bytes
+    if metric in _PEAKS:
+        return max(i.n_bytes for i in found.instants if i.name.startswith(_PEAKS[metric]))
+    return snapshots(found.walks)[_SNAPSHOTS[metric]] - less
+
+
+def capacity_bytes(row: Row) -> int:
+    """Memory of the GPU a row was measured on. [B]"""
+    return catalog.gpu(_GPUS[row["gpu"]]).usable_bytes
+
+
+def settings_of(row: Row) -> dict[str, Any]:
+    """What :func:`vramcalc.estimate` has to be told about a row.
+
+    Raises:
+        Reason: something about the run is unknown or not modelled.
+    """
+    _refuse(row)
+    trainer = TRAINERS[row["stack"]]
+    pinned = "pinned to memory-efficient" in row["note"]
+    settings: dict[str, Any] = {
+        "gpu": _GPUS[row["gpu"]] if row["gpu"] else None,
+        "micro_batch_size": int(row["micro_batch"]),
+        "seq_len": int(row["seq_len"]),
+        "gradient_accumulation_steps": int(row["grad_accum"] or 1),
+        # Where the flavour is unknown: the peaks of both were within about a megabyte on the rows there are.
+        "gradient_checkpointing": {"full": "non_reentrant"}.get(row["checkpointing"], row["checkpointing"]),
+        "optim": _OPTIMIZERS[row["optimizer"]],
+        "max_grad_norm": 1.0 if trainer else 0.0,
+        "dtype": _DTYPES[row["weights_dtype"]],
+        "autocast": _DTYPES.get(row["autocast"]),
+        "attn_implementation": _ATTENTION[row["attention"]],
+        "sdpa_kernel": "efficient" if pinned else "auto",
+        "repeats_kv": pinned,
+        "use_cache": row["use_cache"] == "1",
+        "keeps_outputs": "next_forward" if row["keeps_outputs"] == "1" else "no" if trainer else "step",
+        "zero_grad": "start" if row["zero_grad"] == "begin" else "end",
+        "decay_groups": trainer,
+        **({"transformers": row["transformers_version"]} if row["transformers_version"] else {}),
+        **(_of_peft_loop(row) if row["stack"] == "peft-loop" else {}),
+    }
+    return settings if row["method"] == "full" else settings | _of_adapters(row)
+
+
+def _of_adapters(row: Row) -> dict[str, Any]:
+    settings = {
+        "rank": int(row["rank"]),
+        "lora_dropout": float(row["lora_dropout"] or 0),
+        "target_modules": "all-linear" if row["targets"] == "all-linear" else row["targets"].split(";"),
+        "modules_to_save": [m for m in row["modules_to_save"].split(";") if m],
+        "adapter_dtype": "float32" if row["adapter_dtype"] == "fp32" else "weights",
+    }
+    if row["method"] == "qlora":
+        settings |= {
+            "bnb_4bit_quant_type": row["quant"],
+            "bnb_4bit_use_double_quant": row["double_quant"] == "1",
+            "bnb_4bit_compute_dtype": _DTYPES[row["weights_dtype"]],
+            "prepare_model_for_kbit_training": row["kbit_prepare"] == "1",
+        }
+    return settings
+
+
+def _of_peft_loop(row: Row) -> dict[str, Any]:
+    """PEFT's benchmark: padded batches sorted by length, the cache emptied every ten steps, clipping at 1.
+
+    The mean of the lengths is what an average over steps depends on; peaks depend on the longest, and on what came
+    before it.
+    """
+    lengths = PEFT_METAMATHQA
+    averaged = row["metric"] == "allocated_avg_step_end"
+    return {
+        "padded": True,
+        "max_grad_norm": 1.0,
+        "empty_cache_steps": 10,
+        "seq_len": lengths.mean_batch if averaged else lengths.longest,
+        "seq_lens": None if averaged else lengths.history,
+    }
+
+
+def _refuse(row: Row) -> None:
+    """Go through what a row may have that no estimate can be made of, the most general first."""
+    version = row["transformers_version"]
+    minor = minor_release(version) if version else None
+    checks = (
+        (row["stack"] in TRAINERS, f"stack {row['stack'] or 'unknown'}"),
+        (row["method"] in ("full", "lora", "qlora"), f"method {row['method']}"),
+        (row["quant"] in ("none", "nf4", "fp4", ""), f"quantisation {row['quant']}"),
+        (row["n_gpus"] == "1", "several GPUs"),
+        (row["sharding"] in ("none", "") and row["offload"] in ("none", ""), "sharding or offload"),
+        (not version or (minor and release_of(minor)), f"transformers {'.'.join(version.split('.')[:2])}"),
+        (row["attention"] in _ATTENTION, f"attention {row['attention'] or 'unknown'}"),
+        (row["kernels"] in ("none", ""), f"kernels {row['kernels']}"),
+        (row["loss"] in ("full", ""), f"loss {row['loss']}"),
+        (
+            row["checkpointing"] in ("none", "reentrant", "non_reentrant", "full"),
+            f"checkpointing {row['checkpointing']}",
+        ),
+        (row["optimizer"] in _OPTIMIZERS, f"optimizer {row['optimizer']}"),
+        (row["gpu"] in _GPUS or not row["gpu"], f"GPU {row['gpu']}"),
+        (row["kbit_prepare"] != "norms", "k-bit preparation of norms alone"),
+        (row["weights_dtype"] in _DTYPES, "weights dtype unknown"),
+        (bool(row["micro_batch"]) and bool(row["seq_len"]), "batch or length unknown"),
+        (_known_length(row), "benchmark of unknown lengths"),
+        (
+            row["method"] == "full" or (bool(row["rank"]) and row["targets"] not in ("", "peft-default")),
+            "adapters unknown",
+        ),
+        (not row["n_layers_override"], "another number of layers"),
+        (row["metric"] in METRICS, f"metric {row['metric'].partition(':')[0]}"),
+    )
+    for holds, reason in checks:
+        if not holds:
+            raise Reason(reason)
+    try:
+        catalog.model(row["model"])
+    except VramcalcError:
+        raise Reason(f"model {row['model']}") from None
+
+
+def _known_length(row: Row) -> bool:
+    """Whether the lengths of PEFT's benchmark are those that were worked out: of Llama's tokens, four at a time."""
+    if row["stack"] != "peft-loop":
+        return True
+    return "llama-3" in row["model"].lower() and int(row["micro_batch"]) == PEFT_METAMATHQA.micro_batch_size
