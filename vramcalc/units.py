@@ -66,6 +66,19 @@ def human_bytes(n_bytes: float) -> str:
     return f"{sign}{n / size:,.1f} {unit}"
 
 
+def human_hours(hours: float) -> str:
+    """Hours as people say them: ``"40 s"``, ``"25 min"``, ``"3.2 h"``, ``"5.1 days"``."""
+    for limit, size, unit in ((0.025, 3600.0, "s"), (1.5, 60.0, "min"), (72.0, 1.0, "h")):
+        if hours < limit:
+            return f"{hours * size:.{0 if hours * size >= 10 else 1}f} {unit}"
+    return f"{hours / 24:.1f} days"
+
+
+def usd(amount: float) -> str:
+    """``amount`` of dollars to the cent: ``"1,234.50"``; below a cent ``"0.01"``, as nothing is free."""
+    return f"{max(amount, 0.01):,.2f}" if amount > 0 else "0.00"
+
+
 def round_up(n: int, multiple: int) -> int:
     """The smallest multiple of ``multiple`` that is not below ``n``."""
     return -(-n // multiple) * multiple
