@@ -128,7 +128,7 @@ def choices(
     for name, given in (("models", models), ("methods", methods), ("gpus", gpus)):
         if not given:
             raise InvalidValue(name, list(given), "at least one")
-    if not work.packing:
+    if not work.packing and "seq_lens" not in settings:
         settings = {"seq_len": work.tokens_per_example, **settings}
     specs = sorted(dict.fromkeys(map(catalog.model, models)), key=lambda m: (m.params_total, m.name))
     devices = sorted(dict.fromkeys(map(catalog.gpu, gpus)), key=lambda g: (g.usable_bytes, g.gpu_id))

@@ -41,7 +41,7 @@ class Billing(Spec):
         seconds = max(hours * _S_PER_HOUR, self.minimum_s)
         # Rounding noise of the division must not start another increment.
         increments = math.ceil(seconds / self.increment_s * (1 - 1e-12))
-        return max(increments * self.increment_s, seconds) / _S_PER_HOUR
+        return max(increments * self.increment_s / _S_PER_HOUR, hours)
 
 
 @dataclass(frozen=True)

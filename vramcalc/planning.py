@@ -151,7 +151,7 @@ def plan(
     Raises:
         UnknownName, InvalidValue, Unsupported: as ``estimate``; and where no step time is known.
     """
-    if not work.packing and "training" not in settings:
+    if not work.packing and not settings.keys() & {"training", "seq_lens"}:
         settings = {"seq_len": work.tokens_per_example, **settings}
     found = estimate(model, method, gpu=catalog.gpu(gpu), **settings)
     return plan_of(

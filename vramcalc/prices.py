@@ -20,6 +20,7 @@ from vramcalc.errors import DataError, InvalidValue, UnknownName
 Tier = Literal["on_demand", "spot"]
 Kind = Literal["provider_api", "curated", "derived", "gpuhunt"]
 TIERS: tuple[Tier, ...] = get_args(Tier)
+_REMEDY = "give a table in the schema of tables/prices.csv, or take it away"
 STALE_DAYS = 60
 """Age from which prices are warned of."""
 
@@ -132,7 +133,7 @@ def read(path: str | Path) -> tuple[Offer, ...]:
         DataError: no such table, or a field that is not what it has to be; line and field are named.
     """
     file = Path(path)
-    rows = tables.read_file(file)
+    rows = tables.read_file(file, "reinstall the package" if file == shipped_path() else _REMEDY)
     missing = [name for name in COLUMNS if rows and name not in rows[0]]
     if missing or not rows:
         raise DataError(f"{file}: {'lacks ' + ', '.join(missing) if missing else 'no offers'}; see tables/prices.csv")
