@@ -1,4 +1,4 @@
-"""Rewrite the generated parts of README.md; with ``--check`` only say whether they are stale.
+"""Rewrite the generated parts of README.md and tables/planning; with ``--check`` only say what is stale.
 
 A part stands between ``<!-- generated: COMMAND -->`` and ``<!-- end -->``. COMMAND is ``tree``, or a command line
 that is run with this interpreter.
@@ -7,6 +7,7 @@ that is run with this interpreter.
 from __future__ import annotations
 
 import ast
+import importlib.util
 import os
 import re
 import shlex
@@ -14,22 +15,39 @@ import subprocess
 import sys
 from pathlib import Path
 
+import planning
+
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
+PLANNING = ROOT / "tables" / "planning"
 PART = re.compile(r"(<!-- generated: (?P<command>.*?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def main() -> int:
-    """Generate, then write or compare."""
-    before = README.read_text()
-    after = PART.sub(lambda m: f"{m[1]}{_made(m['command'])}{m[3]}", before)
+    """Generate, then write or compare; ``--planning`` and ``--readme`` limit it to the one or the other."""
+    made: dict[Path, str] = {}
+    if "--planning" not in sys.argv:
+        made[README] = PART.sub(lambda m: f"{m[1]}{_made(m['command'])}{m[3]}", README.read_text())
+    if "--readme" not in sys.argv:
+        made |= _documents()
+    stale = [path for path, text in made.items() if not path.exists() or path.read_text() != text]
+    if "--readme" not in sys.argv:
+        stale += [path for path in PLANNING.glob("*") if path not in made]
     if "--check" not in sys.argv:
-        README.write_text(after)
+        for path in stale:
+            path.write_text(made[path]) if path in made else path.unlink()
         return 0
-    if after == before:
-        return 0
-    print("README.md is stale: run 'python .ci/generate.py' and commit the result", file=sys.stderr)
-    return 1
+    for path in stale:
+        print(f"{path.relative_to(ROOT)} is stale: run 'python .ci/generate.py' and commit the result", file=sys.stderr)
+    return int(bool(stale))
+
+
+def _documents() -> dict[Path, str]:
+    """Those of hours and dollars once the time of a step is predicted."""
+    timed = importlib.util.find_spec("vramcalc.timing") is not None
+    names = [name for name in planning.DOCUMENTS if timed or name not in planning.TIMED]
+    PLANNING.mkdir(exist_ok=True)
+    return {PLANNING / f"{name}.md": planning.DOCUMENTS[name]() for name in names}
 
 
 def _made(command: str) -> str:

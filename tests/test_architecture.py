@@ -35,6 +35,7 @@ LAYERS = (
     {"estimation", "difference"},
     {"verdicts", "grid", "measurements"},
     {"accuracy", "planning"},
+    {"claims"},
     {"largest"},
     {"remedies", "fitting"},
     {"describe"},

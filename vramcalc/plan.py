@@ -32,6 +32,14 @@ class StepTime(Protocol):
     def high_s(self) -> float:
         """Upper bound. [s]"""
 
+    @property
+    def basis(self) -> str:
+        """What it rests on, in a word."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader should know before trusting it."""
+
 
 class Workload(Spec):
     """The data of a run, and how it is fed."""

@@ -28,11 +28,15 @@ class GivenStep:
         s: of one optimizer step. [s]
         low_s: the same: a single measurement has no interval.
         high_s: the same.
+        basis: ``measured``.
+        notes: none.
     """
 
     s: float
     low_s: float
     high_s: float
+    basis: str = "measured"
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,7 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """Plain values; field names are stable."""
         job = self.verdict.estimate.job
-        step = self.step and {"s": self.step.s, "low_s": self.step.low_s, "high_s": self.step.high_s}
+        step = self.step and {n: getattr(self.step, n) for n in ("s", "low_s", "high_s", "basis")}
         return {
             "model": job.model.name,
             "method": job.method.model_dump(mode="json"),
@@ -182,6 +186,7 @@ def plan_of(
     step = step_time_of(fit.estimate, measured_step_s)
     hours = hours_of(steps, step, job, overhead_s=overhead_s)
     rates = [rate] if rate else [offer_rate(o) for o in mine if o.as_of]
+    warnings += step.notes
     bills = sorted((bill(hours, r, billing) for r in rates), key=lambda b: (b.usd.value, b.rate.gpu_count))
     return Plan(fit, work, steps, step, hours, tuple(bills), undated, tuple(warnings))
 

@@ -69,7 +69,7 @@ def _run(plan: Plan) -> str:
     if plan.step and plan.hours:
         s = plan.step
         rows += [
-            ("step", _ranged(Interval(s.low_s, s.s, s.high_s), lambda n: f"{n:.3g} s")),
+            ("step", f"{_ranged(Interval(s.low_s, s.s, s.high_s), lambda n: f'{n:.3g} s')}, {s.basis}"),
             ("time", _ranged(plan.hours, human_hours)),
             ("GPU-hours", _ranged(plan.gpu_hours or plan.hours, lambda n: f"{n:.3g}")),
         ]
