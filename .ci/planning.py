@@ -20,7 +20,8 @@ from vramcalc.formats import formatted
 from vramcalc.plan import Workload
 from vramcalc.planning import Plan, plan_of
 from vramcalc.prices import Offer
-from vramcalc.units import GIB, human_hours, usd
+from vramcalc.render_plan import time_text
+from vramcalc.units import GIB, usd
 
 MODELS = (
     "llama-3.2-1b", "llama-3.2-3b", "qwen2.5-7b", "llama-3.1-8b", "llama-2-13b", "qwen2.5-14b", "qwen2.5-32b",
@@ -198,11 +199,9 @@ def _job_row(model: str, method: str, gpu: str) -> list[Any] | None:
 def _job_cell(plan: Plan) -> str:
     """Time and dollars, each with its interval."""
     assert plan.hours
-    time = f"{human_hours(plan.hours.value)} ({human_hours(plan.hours.low)} to {human_hours(plan.hours.high)})"
     bill = plan.cheapest("on_demand")
-    if bill is None:
-        return time
-    return f"{time}, ${usd(bill.usd.value)} (${usd(bill.usd.low)} to ${usd(bill.usd.high)})"
+    cost = f", {usd(bill.usd.value)} USD ({usd(bill.usd.low)} to {usd(bill.usd.high)})" if bill else ""
+    return time_text(plan.hours) + cost
 
 
 # -- quoted figures ----------------------------------------------------------------------------------------------------
@@ -229,6 +228,7 @@ def quoted() -> str:
                 ),
                 f"## Four scenarios\n\nPredicted for {TOKENS} tokens per example and one epoch, 16 examples per step.",
                 _claims(scenarios),
+                *map(_implied_rate, (("c37", "c38"), ("c39", "c40"))),
                 "## Others that can be checked\n\nOf memory, the least and the most over the grid are given.",
                 _claims(others),
                 f"## Not checked\n\n{len(found) - len(answered)} of {len(found)} figures:",
@@ -236,6 +236,18 @@ def quoted() -> str:
             ]
         )
         + "\n"
+    )
+
+
+def _implied_rate(pair: tuple[str, str]) -> str:
+    """What an hour costs where both of a pair are true, beside what offers ask."""
+    time, cost = (next(c for c in claims.read_claims() if c.claim_id == name) for name in pair)
+    mine = [o for o in _offers() if o.gpu_id == time.gpu and o.tier == "on_demand" and o.gpu_count == 1 and o.as_of]
+    low, high = (f(mine, key=lambda o: o.price_usd_hour) for f in (min, max))
+    return _prose(
+        f"{pair[0]} and {pair[1]} together are {usd(cost.low / time.low)} USD an hour. Dated offers of one {time.gpu} "
+        f"on demand, {len(mine)} of them, cost {usd(low.price_usd_hour)} ({low.label}, {low.date}) to "
+        f"{usd(high.price_usd_hour)} ({high.label}, {high.date})."
     )
 
 

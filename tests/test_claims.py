@@ -110,7 +110,7 @@ def test_a_figure_in_float32_is_held_against_float32_weights() -> None:
 
 @pytest.mark.usefixtures("fixed_speed")
 def test_a_figure_on_time_is_true_of_the_runs_whose_interval_holds_it() -> None:
-    """At 1,000 tokens a second, 1,000 examples in 2 hours are 7,200 tokens of each, over all epochs; 10 % either way."""
+    """At 1,000 tokens a second, 1,000 examples in 2 hours are 7,200 tokens of each in all epochs; 10 % either way."""
     found = answer(CLAIMS["c37"], OFFERS)
     assert found.usual.startswith("1 x 512 tokens")
     assert found.recipes

@@ -477,7 +477,7 @@ def test_every_dollar_has_a_date_and_lines_fit_a_hundred_columns() -> None:
 
 @pytest.mark.parametrize(
     ("hours", "shown"),
-    [(1e-5, "0.0 s"), (0.01, "36 s"), (0.5, "30 min"), (2.0, "2.0 h"), (30, "30 h"), (96, "4.0 days")],
+    [(1e-5, "0.04 s"), (0.01, "36 s"), (0.5, "30 min"), (2.0, "2.0 h"), (30, "30 h"), (96, "4.0 days")],
 )
 def test_hours_as_people_say_them(hours: float, shown: str) -> None:
     assert human_hours(hours) == shown

@@ -7,10 +7,11 @@ against every recipe of a grid: it is true of those whose result it is close to,
 from __future__ import annotations
 
 import itertools
+import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, TypeVar
 
 from vramcalc import tables
 from vramcalc.errors import DataError
@@ -21,7 +22,7 @@ from vramcalc.planning import Plan, plan_of
 from vramcalc.prices import Offer
 from vramcalc.verdicts import verdict
 
-Quantity = Literal["gpu_memory", "time", "cost"]
+T = TypeVar("T")
 _UNITS = {"gpu_memory": "GB", "time": "hours", "cost": "USD"}
 _METHODS = ("full", "lora", "qlora")
 _GB = 10**9
@@ -73,6 +74,11 @@ class Claim:
     unit: str
     as_stated: str
 
+    @property
+    def middle(self) -> float:
+        """Geometric mean of the ends of the range, which are mostly the same."""
+        return math.sqrt(max(self.low, 1e-9) * min(self.high, 1e9))
+
     def is_near(self, value: float) -> bool:
         """Whether a value is what the figure says, within :data:`NEAR`."""
         return self.low * (1 - NEAR) <= value <= self.high * (1 + NEAR)
@@ -85,7 +91,7 @@ class Answer:
     Attributes:
         claim: the figure.
         usual: what is predicted: of memory the least and the most, of a run the figure for :data:`USUAL`.
-        recipes: of which the figure is true, the closest first, in words.
+        recipes: of which the figure is true, in words; the closest of every length first, then the others.
         tried: recipes of the grid.
         reason: why there is no answer, empty where there is one.
     """
@@ -168,8 +174,15 @@ def _no_answer(claim: Claim) -> str:
 def _of_memory(claim: Claim) -> Answer:
     found = {_words(s): _gigabytes(_estimate(claim, s)) for s in memory_recipes(claim)}
     least, most = min(found.values()), max(found.values())
-    near = sorted((abs(n - claim.low), f"{words}: {n:.1f} GB") for words, n in found.items() if claim.is_near(n))
-    return Answer(claim, f"{least:.1f} to {most:.1f} GB", tuple(words for _, words in near), len(found))
+    near = sorted((abs(n - claim.middle), words) for words, n in found.items() if claim.is_near(n))
+    varied = _varied([words for _, words in near], lambda words: words.split(", ")[-1])
+    return Answer(claim, f"{least:.1f} to {most:.1f} GB", tuple(f"{w}: {found[w]:.1f} GB" for w in varied), len(found))
+
+
+def _varied(found: Sequence[T], kind: Callable[[T], object]) -> list[T]:
+    """The same, with the first of every kind in front."""
+    firsts = {kind(item): n for n, item in reversed(list(enumerate(found)))}
+    return sorted(found, key=lambda item: found.index(item) not in firsts.values())
 
 
 def memory_recipes(claim: Claim) -> Iterator[dict[str, Any]]:
@@ -228,9 +241,10 @@ def _of_a_run(claim: Claim, offers: tuple[Offer, ...]) -> Answer:
     plans = [plan for settings in run_recipes() for plan in _plans(claim, settings, offers)]
     figures = [(figure, plan) for plan in plans if (figure := _figure(claim, plan))]
     near = [(f, p) for f, p in figures if f.low <= claim.high and claim.low <= f.high]
-    near.sort(key=lambda found: abs(found[0].value - claim.low))
+    near.sort(key=lambda found: (abs(math.log(found[0].value / claim.middle)), found[1].work.epochs))
     usual = [_shown(f, p, claim) for f, p in figures if (p.work.tokens_per_example, p.work.epochs) == USUAL]
-    return Answer(claim, usual[0] if usual else "does not fit", tuple(_shown(f, p, claim) for f, p in near), len(plans))
+    varied = _varied(near, lambda f: claim.is_near(f[0].value) and f[1].work.tokens_per_example)
+    return Answer(claim, usual[0] if usual else "does not fit", tuple(_shown(*f, claim) for f in varied), len(plans))
 
 
 def _plans(claim: Claim, settings: Mapping[str, Any], offers: tuple[Offer, ...]) -> Iterator[Plan]:

@@ -70,10 +70,16 @@ def _run(plan: Plan) -> str:
         s = plan.step
         rows += [
             ("step", f"{_ranged(Interval(s.low_s, s.s, s.high_s), lambda n: f'{n:.3g} s')}, {s.basis}"),
-            ("time", _ranged(plan.hours, human_hours)),
+            ("time", time_text(plan.hours)),
             ("GPU-hours", _ranged(plan.gpu_hours or plan.hours, lambda n: f"{n:.3g}")),
         ]
     return table(rows, ("", ""), wrap=[None, 84])
+
+
+def time_text(hours: Interval) -> str:
+    """``"25 min (20 to 31)"``."""
+    bounds = (hours.low, hours.high) if hours.low < hours.high else ()
+    return human_hours(hours.value, *bounds)
 
 
 def _ranged(found: Interval, shown: Callable[[float], str]) -> str:
