@@ -13,10 +13,11 @@ import csv
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from vramcalc import catalog, matrices, tables
-from vramcalc.errors import DataError, Unsupported, VramcalcError
+from vramcalc.errors import DataError, Unsupported
 from vramcalc.flops import Tokens, seen
 from vramcalc.matrices import Matrices
 from vramcalc.specs import FullFineTuning, LoRA, Method, QLoRA, Stack, TrainingSpec
@@ -37,6 +38,13 @@ _KINDS = ("fixed", "packed", "padded", "padding_free", "mean_known", "max_not_re
 _CHECKPOINTING = {"none": "none", "reentrant": "reentrant", "non_reentrant": "non_reentrant", "full": "reentrant"}
 _ATTENTION = ("flash1", "flash2", "flash", "sdpa", "eager")
 _LOSSES = {"full": "full", "": "full", "other": "full", "chunked": "chunked", "liger": "fused_linear", "unsloth": "full"}
+_OPTIMIZERS = {
+    "adamw_torch_fused": "adamw_torch_fused",
+    "paged_adamw_8bit": "paged_adamw_8bit",
+    "adam_bnb_8bit": "adamw_bnb_8bit",
+    "adafactor": "adafactor",
+}
+"""Any other is torch's AdamW over several tensors at once, its default."""
 _WITHOUT_FLASH = ("t4", "v100-sxm2-16")
 _UNITS = ("tokens/s", "samples/s", "s/step")
 
@@ -139,7 +147,7 @@ def measured_step(row: Row) -> MeasuredStep:
         seq_len=int(row["seq_len"]),
         gradient_accumulation_steps=int(row["grad_accum"] or 1),
         gradient_checkpointing=_CHECKPOINTING[row["checkpointing"]],
-        optim="paged_adamw_8bit" if "8bit" in row["optimizer"] else "adamw_torch",
+        optim=_OPTIMIZERS.get(row["optimizer"].partition("@")[0], "adamw_torch"),
         max_grad_norm=1.0 if row["stack"] in ("trainer", "trl") else 0.0,
     )
     tokens = _tokens(row, training, model)
@@ -159,10 +167,20 @@ def _model(row: Row) -> Matrices:
     found = matrices.known().get(row["model"].lower())
     if found is not None:
         return found
+    if row["model"].lower() not in _in_table():
+        raise _Reason(f"matrices of {row['model']} unknown")
     try:
         return Matrices.of(catalog.model(row["model"]))
-    except VramcalcError:
-        raise _Reason(f"matrices of {row['model']} unknown") from None
+    except Unsupported:
+        raise _Reason(f"architecture of {row['model']}") from None
+
+
+@cache
+def _in_table() -> frozenset[str]:
+    """Names of the models in the table, in lower case; no other is looked up, for that would ask the hub."""
+    return frozenset(
+        name.lower() for row in tables.read("models") for name in (row["hf_id"], row["alias"], *row["also"].split())
+    )
 
 
 def _refuse(row: Row) -> None:

@@ -20,15 +20,15 @@ from typing import TYPE_CHECKING, Any
 from vramcalc import catalog
 from vramcalc.errors import DataError, Unsupported
 from vramcalc.throughput import MeasuredStep, Row, measured_step
-from vramcalc.timing_model import CORNER, GPU_SPREAD, HOST_SPREAD, KINDS, Coefficients, Rates, least_seconds, rates
+from vramcalc.timing_model import CORNER, GPU_SPREAD, HOST_SPREAD, KINDS, NOISE, Coefficients, Rates, least_seconds, rates
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Array = NDArray[Any]
 
-_NOISE, _BEND = 0.08, 1.5
-"""Relative error of a row that the model is expected to leave, and where its pull stops growing, in units of it."""
+_BEND = 1.5
+"""Where the pull of a row stops growing, in units of the expected error."""
 _ROUNDS, _LARGEST_STEP, _DONE = 60, 0.5, 1e-5
 
 _RECIPE = (
@@ -139,17 +139,22 @@ class _Problem:
         if start is not None:
             at[: len(KINDS)] = start[: len(KINDS)]
         for _ in range(_ROUNDS):
-            log_t, slope = self.predict(at)
-            error = (log_t - self.log_s) / _NOISE
-            pull = self.weight * np.where(np.abs(error) <= _BEND, 1, _BEND / np.maximum(np.abs(error), 1e-12))
-            slope = slope / _NOISE
-            curvature = slope.T @ (pull[:, None] * slope) + np.diag(1 / self.spread**2)
-            gradient = slope.T @ (pull * error) + (at - self.prior) / self.spread**2
+            curvature, gradient = self.curvature(at)
             move = np.clip(-np.linalg.solve(curvature, gradient), -_LARGEST_STEP, _LARGEST_STEP)
             at = at + move
             if np.abs(move).max() < _DONE:
                 break
         return at
+
+    def curvature(self, at: Array) -> tuple[Array, Array]:
+        """Second (Gauss-Newton) and first derivative of the negative logarithm of the posterior."""
+        import numpy as np
+
+        log_t, slope = self.predict(at)
+        error, slope = (log_t - self.log_s) / NOISE, slope / NOISE
+        pull = self.weight * np.where(np.abs(error) <= _BEND, 1, _BEND / np.maximum(np.abs(error), 1e-12))
+        second = slope.T @ (pull[:, None] * slope) + np.diag(1 / self.spread**2)
+        return second, slope.T @ (pull * error) + (at - self.prior) / self.spread**2
 
     def predict(self, at: Array) -> tuple[Array, Array]:
         """Logarithm of each row's time, and its slope in each unknown."""
@@ -175,5 +180,10 @@ class _Problem:
         import numpy as np
 
         values = [float(v) for v in np.exp(at)]
-        factors = dict(zip(KINDS, values, strict=False))
-        return Coefficients(factors, dict(zip(self.gpus, values[len(KINDS) :], strict=False)))
+        n = len(KINDS) + len(self.gpus)
+        covariance = np.linalg.inv(self.curvature(at)[0])[:n, :n]
+        return Coefficients(
+            dict(zip(KINDS, values, strict=False)),
+            dict(zip(self.gpus, values[len(KINDS) :], strict=False)),
+            tuple(tuple(float(v) for v in row) for row in covariance),
+        )

@@ -7,7 +7,8 @@ a soft corner between them. Factors are positive, so a step never gets shorter w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -52,6 +53,7 @@ KINDS: Mapping[str, Kind] = {
     "compiled adapters": Kind("adapters", "bytes", "memory", 0.6, 0.5),
     "dequantisation": Kind("dequantisation", "bytes", "memory", 1.7, 0.5),
     "GPTQ": Kind("dequantisation", "bytes", "memory", 2.5, 0.6),
+    "experts": Kind("routing", "", "memory", 2e-4, 0.7),
     "optimizer": Kind("optimizer", "bytes", "memory", 1.25, 0.5),
     "layer launches": Kind("host", "", "host", 1.5e-3, 0.7),
     "adapter launches": Kind("host", "", "host", 1.5e-4, 0.7),
@@ -60,6 +62,8 @@ KINDS: Mapping[str, Kind] = {
 }
 """Quantities of :class:`vramcalc.timing_terms.Work`, in the order of the coefficients."""
 
+NOISE = 0.08
+"""Relative error of a row that the model is expected to leave."""
 GPU_SPREAD, HOST_SPREAD = 0.25, 0.5
 """Standard deviations, over GPUs and the machines around them, of the logarithms of their factors."""
 
@@ -97,15 +101,44 @@ def rates(row: tables.Row) -> Rates | None:
 
 @dataclass(frozen=True)
 class Coefficients:
-    """Factors of a fit.
+    """Factors of a fit, and how sure it is of them.
 
     Attributes:
         factors: by quantity: times the least time, or seconds.
         products: by measured GPU: times the pooled factor of what the tensor cores limit.
+        covariance: of the logarithms of all of these, in this order.
     """
 
     factors: Mapping[str, float]
     products: Mapping[str, float]
+    covariance: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A step's time by the model.
+
+    Attributes:
+        terms: seconds by term, which sum to the step; the host's is what it adds to the GPU's. [s]
+        sigma: expected relative error: the rows' own, that of the factors, of a GPU without rows and of the host.
+        gpu_measured: the fit saw rows on this GPU.
+        host_share: how far the step follows the host's speed, from 0 to 1.
+    """
+
+    terms: Mapping[str, float]
+    sigma: float
+    gpu_measured: bool
+    host_share: float
+
+    @property
+    def s(self) -> float:
+        """Duration of the step. [s]"""
+        return sum(self.terms.values())
+
+
+def least_seconds(quantities: Mapping[str, float], at: Rates) -> dict[str, float]:
+    """Quantities over their rates. [s], launches and steps as counts."""
+    return {name: quantities.get(name, 0.0) / at.of(kind.rate) for name, kind in KINDS.items()}
 
 
 def own_factor(gpu: str, at: Rates, c: Coefficients, measured: Mapping[str, Rates]) -> float:
@@ -122,49 +155,45 @@ def own_factor(gpu: str, at: Rates, c: Coefficients, measured: Mapping[str, Rate
     """
     if gpu in c.products:
         return c.products[gpu]
-    speed = at.flops_16
-    for other, theirs in measured.items():
-        reached = theirs.flops_16 / c.products[other]
-        if at.covers(theirs):
-            speed = max(speed, reached)
-    for other, theirs in measured.items():
-        reached = theirs.flops_16 / c.products[other]
-        if theirs.covers(at):
-            speed = min(speed, reached)
+    reached = {other: theirs.flops_16 / c.products[other] for other, theirs in measured.items()}
+    speed = max([at.flops_16, *(reached[other] for other, theirs in measured.items() if at.covers(theirs))])
+    speed = min([speed, *(reached[other] for other, theirs in measured.items() if theirs.covers(at))])
     return at.flops_16 / speed
 
 
-def least_seconds(quantities: Mapping[str, float], at: Rates) -> dict[str, float]:
-    """Quantities over their rates. [s], launches and steps as counts."""
-    return {name: quantities.get(name, 0.0) / at.of(kind.rate) for name, kind in KINDS.items()}
-
-
-def term_seconds(least: Mapping[str, float], own: float, c: Coefficients) -> dict[str, float]:
-    """Seconds by term; the host's is what it adds to the GPU's time, so that the terms sum to the step.
+def predict(least: Mapping[str, float], gpu: str, own: float, c: Coefficients) -> Prediction:
+    """Time of a step.
 
     Args:
         least: of :func:`least_seconds`.
-        own: the GPU's factor, of :func:`own_factor`.
+        gpu: its id.
+        own: its factor, of :func:`own_factor`.
         c: the fit.
     """
-    found: dict[str, float] = dict.fromkeys((k.term for k in KINDS.values()), 0.0)
+    tensor = {name for name, kind in KINDS.items() if kind.limit == "tensor cores"}
+    parts = {name: least[name] * c.factors[name] * (own if name in tensor else 1.0) for name in KINDS}
+    terms: dict[str, float] = dict.fromkeys((k.term for k in KINDS.values()), 0.0)
     for name, kind in KINDS.items():
-        found[kind.term] += least[name] * c.factors[name] * (own if kind.limit == "tensor cores" else 1.0)
-    host, once = found.pop("host"), found.pop("per step")
-    device = sum(found.values())
-    found["host"] = together(device, host) - device + once
-    return found
+        terms[kind.term] += parts[name]
+    host, once = terms.pop("host"), terms.pop("per step")
+    device = sum(terms.values())
+    longer = together(device, host)
+    terms["host"] = longer - device + once
+    leads = {"host": (host / longer) ** (CORNER - 1), "per step": 1.0} if longer else {}
+    device_leads = (device / longer) ** (CORNER - 1) if longer else 0.0
+    total = longer + once
+    slopes = {n: parts[n] * leads.get(k.term, device_leads) / total for n, k in KINDS.items()} if total else {}
+    tensor_share = sum(slopes.get(n, 0.0) for n in tensor)
+    host_share = sum(slopes.get(n, 0.0) for n, k in KINDS.items() if k.term == "host")
+    vector = [slopes.get(n, 0.0) for n in KINDS] + [tensor_share * (g == gpu) for g in c.products]
+    unknown_gpu = 0.0 if gpu in c.products else tensor_share * GPU_SPREAD
+    variance = NOISE**2 + _quadratic(vector, c.covariance) + unknown_gpu**2 + (host_share * HOST_SPREAD) ** 2
+    return Prediction(terms, math.sqrt(variance), gpu in c.products, host_share)
 
 
-def host_bound(least: Mapping[str, float], own: float, c: Coefficients) -> bool:
-    """Whether launching the kernels takes more than half as long as running them: the host shows in the step."""
-    host = sum(least[n] * c.factors[n] for n, k in KINDS.items() if k.term == "host")
-    device = sum(
-        least[n] * c.factors[n] * (own if k.limit == "tensor cores" else 1.0)
-        for n, k in KINDS.items()
-        if k.term not in ("host", "per step")
-    )
-    return host > device / 2
+def _quadratic(x: Sequence[float], matrix: Sequence[Sequence[float]]) -> float:
+    """``x`` times the matrix times ``x``."""
+    return max(0.0, sum(a * sum(b * m for b, m in zip(x, row, strict=True)) for a, row in zip(x, matrix, strict=True)))
 
 
 def together(device: float, host: float) -> float:

@@ -24,6 +24,10 @@ from vramcalc.methods.lora import is_saved, is_target, layers_alike
 from vramcalc.specs import FullFineTuning, LoRA, Method, QLoRA, Stack, TrainingSpec
 
 Kernel = Literal["flash", "efficient", "eager"]
+_ACCESSES = {"8bit": 3, "4bit": 3, "torch_fused": 7, "adamw_torch": 19, "adafactor": 14, "momentum": 5, "sgd": 3, "lion": 5}
+"""Times that an optimizer's step reads or writes an element as wide as the parameter, by part of its name, the first
+that fits: one kernel goes through parameter, gradient and two moments once, torch's multi-tensor AdamW op by op. States
+in 8 or 4 bits are counted apart."""
 _SIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -129,6 +133,7 @@ class _Sizes:
             "layer launches": self.model.num_hidden_layers * self.passes,
             "adapter launches": len(self.adapted) * self.passes,
             "dequantisation launches": self.quantised * self.passes,
+            "experts": self.experts * self.passes,
         }
         for name, count in per_micro.items():
             found[name] += self.flops.micro_steps * count
@@ -180,6 +185,12 @@ class _Sizes:
         return model.num_hidden_layers * sum(x.copies for x in model.linears) if isinstance(self.method, QLoRA) else 0
 
     @property
+    def experts(self) -> int:
+        """Experts that tokens are sent to, in all layers."""
+        copies = max(x.copies for x in self.model.linears)
+        return self.model.num_hidden_layers * copies if copies > 1 else 0
+
+    @property
     def computing(self) -> int:
         """Bytes of an element inside the layers."""
         low = self.method.bnb_4bit_compute_dtype if isinstance(self.method, QLoRA) else self.stack.dtype
@@ -191,9 +202,16 @@ class _Sizes:
         return isinstance(self.method, QLoRA) and self.stack.prepare_model_for_kbit_training
 
     @property
-    def stream(self) -> int:
-        """Bytes of an element of the residual stream."""
-        return 4 if self.prepared else _SIZE[self.stack.dtype]
+    def norms_float32(self) -> bool:
+        """Whether norms return float32: their weights are, or autocast runs torch's own LayerNorm in it."""
+        autocast = self.stack.autocast is not None and not self.model.eager_norms
+        return self.prepared or self.recipe.norms_float32 or autocast
+
+    @property
+    def inner(self) -> int:
+        """Bytes of an element between products: bitsandbytes returns the dtype that it was given."""
+        raised = self.norms_float32 and isinstance(self.method, QLoRA) and not self.recipe.gptq
+        return 4 if raised else self.computing
 
     @property
     def weights(self) -> float:
@@ -210,26 +228,27 @@ class _Sizes:
         """Attention scores of eager code: two products, a mask, a softmax in float32, a cast."""
         if self.stack.attn_implementation != "eager":
             return 0
-        size = _SIZE[self.stack.autocast] if self.stack.autocast else self.stream
+        size = _SIZE[self.stack.autocast] if self.stack.autocast else self.inner
         elements = self.flops.tokens.square * self.model.num_attention_heads * self.model.num_hidden_layers
         return elements * (9 * size + 8) * (2.5 + self.again)
 
     @property
     def elementwise(self) -> float:
         """Norms, residual sums, rotations and activations, forward, backward and again."""
-        m, s, c = self.model, self.stream, self.computing
-        # Under autocast torch's own LayerNorm returns float32.
-        raised = self.prepared or self.recipe.norms_float32 or (self.stack.autocast and not m.eager_norms)
-        normed = 4 if raised else s
+        m, c = self.model, self.computing
+        inner = self.inner
+        stream = max(inner, _SIZE[self.stack.dtype])
+        normed = 4 if self.norms_float32 else stream
         kernels = self.recipe.fused or not m.eager_norms
-        norm = 2 * m.hidden_size * (s + normed if kernels else 28 + s + 3 * normed)
-        rotation = 0 if not m.rotary else (2 if self.recipe.fused else 10) * c * (m.query_size + m.key_size)
-        activation = (5 if m.gated else 2) * c * m.inner_size
+        norm = 2 * m.hidden_size * (stream + normed if kernels else 28 + stream + 3 * normed)
+        rotation = 0 if not m.rotary else (2 if self.recipe.fused else 10) * inner * (m.query_size + m.key_size)
+        activation = (5 if m.gated else 2) * inner * m.inner_size
         # Autocast keeps copies of weights, not of activations: each product casts its input again.
-        casts = sum((4 + c) * x.d_in * x.active for x in m.linears if x.role not in ("o", "down")) if normed > c else 0
+        wide = [x for x in m.linears if x.role not in ("o", "down")]
+        casts = sum((4 + c) * x.d_in * x.active for x in wide) if normed > c else 0
         # Tokens are gathered for each expert, weighted and added up again.
         routed = sum(7 * normed * x.d_in * x.active for x in m.linears if x.role == "up" and x.copies > 1)
-        rest = 6 * s * m.hidden_size + 2 * c * m.query_size
+        rest = 6 * stream * m.hidden_size + 2 * inner * m.query_size
         return self.token_layers * (norm + rotation + activation + casts + routed + rest) * (3 + self.again)
 
     @property
@@ -259,9 +278,11 @@ class _Sizes:
     def optimizer(self) -> float:
         """Parameters, gradients and states, read and written once per step; gradients again where they are clipped."""
         size = _SIZE[self.stack.dtype] if isinstance(self.method, FullFineTuning) else 4
-        states = 4 if "8bit" in self.training.optim else 4 * size
-        clipping = 3 * size if self.training.max_grad_norm else 0
-        return self.trainable * (3 * size + states + clipping)
+        optim = self.training.optim
+        accesses = next((n for name, n in _ACCESSES.items() if name in optim), 7)
+        states = 4 if "8bit" in optim or "4bit" in optim else 0
+        clipping = 3 if self.training.max_grad_norm else 0
+        return self.trainable * (size * (accesses + clipping) + states)
 
     @property
     def trainable(self) -> int:
