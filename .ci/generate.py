@@ -1,4 +1,4 @@
-"""Rewrite the generated parts of README.md; with ``--check`` only say whether they are stale.
+"""Rewrite tables/timing.json and the generated parts of README.md; with ``--check`` only say whether they are stale.
 
 A part stands between ``<!-- generated: COMMAND -->`` and ``<!-- end -->``. COMMAND is ``tree``, or a command line
 that is run with this interpreter.
@@ -21,6 +21,12 @@ PART = re.compile(r"(<!-- generated: (?P<command>.*?) -->\n).*?(<!-- end -->)", 
 
 def main() -> int:
     """Generate, then write or compare."""
+    check = ["--check"] if "--check" in sys.argv else []
+    fitted = subprocess.run(  # noqa: S603 - a module of our own
+        [sys.executable, "-m", "vramcalc.timing_generate", *check], cwd=ROOT, check=False
+    )
+    if fitted.returncode:
+        return fitted.returncode
     before = README.read_text()
     after = PART.sub(lambda m: f"{m[1]}{_made(m['command'])}{m[3]}", before)
     if "--check" not in sys.argv:

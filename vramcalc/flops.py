@@ -22,11 +22,10 @@ from typing import Literal
 from vramcalc.errors import InvalidValue, Unsupported
 from vramcalc.matrices import Linear, Matrices
 from vramcalc.methods.lora import is_saved, is_target, layers_alike
-from vramcalc.specs import FullFineTuning, LoRA, Method, ModelSpec, QLoRA, Stack, TrainingSpec
+from vramcalc.specs import LoRA, Method, ModelSpec, QLoRA, Stack, TrainingSpec
 
 What = Literal["layers", "adapters", "attention", "head"]
 Phase = Literal["forward", "recomputation", "input gradients", "weight gradients"]
-Loss = Literal["full", "chunked", "fused_linear"]
 
 
 @dataclass(frozen=True)
@@ -279,10 +278,10 @@ class _Counter:
     def _head(self, flows: bool) -> None:
         """The product with the vocabulary."""
         flops = 2 * self.tokens.computed * self.model.hidden_size * self.model.vocab_size
-        name, loss, adapters = "lm_head", self.stack.loss, self.adapters
+        name, adapters = "lm_head", self.adapters
         trains = adapters is None or is_saved(adapters, name)
         self._add("head", "forward", self.around, flops)
-        if loss == "chunked" and (flows or trains):
+        if self.stack.loss == "chunked" and (flows or trains):
             self._add("head", "recomputation", self.around, flops)
         self._add("head", "input gradients", self.around, flops * flows)
         self._add("head", "weight gradients", self.around, flops * trains)

@@ -111,8 +111,8 @@ class Matrices:
         q, kv = model.num_attention_heads * model.head_dim, model.num_key_value_heads * model.head_dim
         h, i = model.hidden_size, model.intermediate_size
         return cls(
-            model.name, "model.layers.{}.", (*_attention(h, q, kv), *_gated(h, i)), model.num_hidden_layers, h, i, q, kv,
-            model.num_attention_heads, model.head_dim, model.vocab_size, model.params_total,
+            model.name, "model.layers.{}.", (*_attention(h, q, kv), *_gated(h, i)), model.num_hidden_layers, h, i, q,
+            kv, model.num_attention_heads, model.head_dim, model.vocab_size, model.params_total,
             sliding_window=model.sliding_window, tied=model.tie_word_embeddings,
         )  # fmt: skip
 

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from vramcalc import catalog, matrices, tables
 from vramcalc.errors import DataError, Unsupported
@@ -33,12 +34,24 @@ COLUMNS = (
 
 Row = Mapping[str, str]
 
-_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+_DTYPES: dict[str, Any] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 _KINDS = ("fixed", "packed", "padded", "padding_free", "mean_known", "max_not_reached")
-_CHECKPOINTING = {"none": "none", "reentrant": "reentrant", "non_reentrant": "non_reentrant", "full": "reentrant"}
+_CHECKPOINTING: dict[str, Any] = {
+    "none": "none",
+    "reentrant": "reentrant",
+    "non_reentrant": "non_reentrant",
+    "full": "reentrant",
+}
 _ATTENTION = ("flash1", "flash2", "flash", "sdpa", "eager")
-_LOSSES = {"full": "full", "": "full", "other": "full", "chunked": "chunked", "liger": "fused_linear", "unsloth": "full"}
-_OPTIMIZERS = {
+_LOSSES: dict[str, Any] = {
+    "full": "full",
+    "": "full",
+    "other": "full",
+    "chunked": "chunked",
+    "liger": "fused_linear",
+    "unsloth": "full",
+}
+_OPTIMIZERS: dict[str, Any] = {
     "adamw_torch_fused": "adamw_torch_fused",
     "paged_adamw_8bit": "paged_adamw_8bit",
     "adam_bnb_8bit": "adamw_bnb_8bit",
@@ -95,7 +108,7 @@ def read_throughput(path: str | Path) -> list[Row]:
             missing = [c for c in COLUMNS if c not in (reader.fieldnames or ())]
             if missing:
                 raise DataError(f"{path} lacks the columns {', '.join(missing)}; see tables/throughput.csv")
-            rows = []
+            rows: list[Row] = []
             for row in reader:
                 _check(row, f"{path}, line {reader.line_num}")
                 rows.append(row)
@@ -121,7 +134,9 @@ def _check(row: dict[str, str], where: str) -> None:
         if row[column] and not (row[column].isdecimal() and int(row[column]) > 0):
             raise DataError(f"{where}: {column} = {row[column]!r}: expected a whole number above 0, or nothing")
     if row["tokens_per_step"] and not _positive(row["tokens_per_step"]):
-        raise DataError(f"{where}: tokens_per_step = {row['tokens_per_step']!r}: expected a positive number, or nothing")
+        raise DataError(
+            f"{where}: tokens_per_step = {row['tokens_per_step']!r}: expected a positive number, or nothing"
+        )
     if row["seq_kind"] not in _KINDS:
         raise DataError(f"{where}: seq_kind = {row['seq_kind']!r}: expected one of {', '.join(_KINDS)}")
 
@@ -168,11 +183,11 @@ def _model(row: Row) -> Matrices:
     if found is not None:
         return found
     if row["model"].lower() not in _in_table():
-        raise _Reason(f"matrices of {row['model']} unknown")
+        raise _Reason(f"matrices unknown: {row['model']}")
     try:
         return Matrices.of(catalog.model(row["model"]))
     except Unsupported:
-        raise _Reason(f"architecture of {row['model']}") from None
+        raise _Reason(f"matrices unknown: {row['model']}") from None
 
 
 @cache
@@ -187,19 +202,22 @@ def _refuse(row: Row) -> None:
     """Go through what a row may have that no step can be made of, the most general first."""
     checks = (
         (row["n_gpus"] == "1", "several GPUs"),
-        (row["method"] in ("full", "lora", "qlora"), f"method {row['method']}"),
-        (row["quant"] in ("none", "nf4", "fp4", "gptq4", ""), f"quantisation {row['quant']}"),
+        (row["method"] in ("full", "lora", "qlora"), f"method: {row['method']}"),
+        (row["quant"] in ("none", "nf4", "fp4", "gptq4", ""), f"quantisation: {row['quant']}"),
         (bool(row["gpu"]), "GPU unknown"),
         (row["seq_kind"] != "max_not_reached", "lengths unknown"),
-        (row["attention"] in _ATTENTION, f"attention {row['attention'] or 'unknown'}"),
-        (row["checkpointing"] in _CHECKPOINTING, f"checkpointing {row['checkpointing'] or 'unknown'}"),
+        (row["attention"] in _ATTENTION, f"attention: {row['attention'] or 'unknown'}"),
+        (row["checkpointing"] in _CHECKPOINTING, f"checkpointing: {row['checkpointing'] or 'unknown'}"),
         (row["sharding"] != "zero3", "ZeRO-3, which gathers weights by module"),
         (row["offload"] in ("none", ""), f"offload of {row['offload']}"),
         ("implausible" not in row["note"], "implausible: beyond the GPU's peak"),
         (row["weights_dtype"] in _DTYPES, "weights dtype unknown"),
         (bool(row["micro_batch"]) and bool(row["seq_len"]), "batch unknown"),
-        (row["method"] == "full" or bool(row["rank"]) and row["targets"] not in ("", "peft-default"), "adapters unknown"),
-        (row["unit"] in _UNITS, f"unit {row['unit']}"),
+        (
+            row["method"] == "full" or (bool(row["rank"]) and row["targets"] not in ("", "peft-default")),
+            "adapters unknown",
+        ),
+        (row["unit"] in _UNITS, f"unit: {row['unit']}"),
     )
     for holds, reason in checks:
         if not holds:
@@ -209,7 +227,7 @@ def _refuse(row: Row) -> None:
 def _method(row: Row) -> Method:
     if row["method"] == "full":
         return FullFineTuning()
-    fields = {
+    fields: dict[str, Any] = {
         "rank": int(row["rank"]),
         "lora_dropout": float(row["lora_dropout"] or 0),
         "target_modules": row["targets"].split(";") if row["targets"] != "all-linear" else "all-linear",

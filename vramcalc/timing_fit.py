@@ -1,17 +1,18 @@
-"""The factors of the timing model, fitted to published speeds; ``python -m vramcalc.timing_fit`` writes them.
+"""The factors of the timing model, fitted to published speeds.
 
 The fit is the most probable set of factors: each starts from what is to be expected of such a kernel, with a spread,
-and moves where the rows say so. Errors are relative; beyond 12 % a row pulls no harder (Huber). Rows that repeat a
+and moves where the rows say so. Errors are relative, and beyond 12 % a row pulls no harder (Huber). Rows that repeat a
 recipe share the weight of one. The host's factor of each machine is fitted and then left out of predictions: nobody
 knows the host of a machine before it is rented.
 
 References:
     Huber, "Robust Estimation of a Location Parameter", Ann. Math. Statist. 35(1), 1964.
-    Levenberg-Marquardt on the logarithms keeps every factor positive; Gauss-Newton steps, at most a factor of 1.6 each.
+    MacKay, "Bayesian Interpolation", Neural Computation 4(3), 1992: the most probable parameters and their covariance.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,13 +21,25 @@ from typing import TYPE_CHECKING, Any
 from vramcalc import catalog
 from vramcalc.errors import DataError, Unsupported
 from vramcalc.throughput import MeasuredStep, Row, measured_step
-from vramcalc.timing_model import CORNER, GPU_SPREAD, HOST_SPREAD, KINDS, NOISE, Coefficients, Rates, least_seconds, rates
+from vramcalc.timing_model import (
+    CORNER,
+    GPU_SPREAD,
+    HOST_SPREAD,
+    KINDS,
+    NOISE,
+    Coefficients,
+    Rates,
+    least_seconds,
+    rates,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Array = NDArray[Any]
 
+SINGLE_STEP = 0.05
+"""Relative spread of single timed steps: that of the repeated runs of one recipe on a T4."""
 _BEND = 1.5
 """Where the pull of a row stops growing, in units of the expected error."""
 _ROUNDS, _LARGEST_STEP, _DONE = 60, 0.5, 1e-5
@@ -52,6 +65,11 @@ class Sample:
     step: MeasuredStep
     least: tuple[float, ...]
     recipe: tuple[str, ...]
+
+    @property
+    def noise(self) -> float:
+        """Relative error of the measurement itself: of one step that was timed once, and of many."""
+        return SINGLE_STEP if self.step.row["steps"] == "1" else 0.0
 
 
 def gpu_rates(gpu: str) -> Rates:
@@ -123,6 +141,7 @@ class _Problem:
         self.machine = np.array([self.machines.index((s.step.source, s.step.gpu)) for s in found])
         self.log_s = np.log([s.step.step_s for s in found])
         self.weight = np.array([1 / times[s.recipe] for s in found])
+        self.noise = np.array([math.hypot(NOISE, s.noise) for s in found])
         kinds = list(KINDS.values())
         self.tensor = np.array([k.limit == "tensor cores" for k in kinds])
         self.host = np.array([k.term == "host" for k in kinds])
@@ -151,7 +170,7 @@ class _Problem:
         import numpy as np
 
         log_t, slope = self.predict(at)
-        error, slope = (log_t - self.log_s) / NOISE, slope / NOISE
+        error, slope = (log_t - self.log_s) / self.noise, slope / self.noise[:, None]
         pull = self.weight * np.where(np.abs(error) <= _BEND, 1, _BEND / np.maximum(np.abs(error), 1e-12))
         second = slope.T @ (pull[:, None] * slope) + np.diag(1 / self.spread**2)
         return second, slope.T @ (pull * error) + (at - self.prior) / self.spread**2
@@ -168,7 +187,9 @@ class _Problem:
         device = parts[:, ~self.host & ~self.once].sum(1)
         longer = (device**CORNER + host**CORNER) ** (1 / CORNER)
         total = longer + once
-        share = np.where(self.host, ((host / longer) ** (CORNER - 1))[:, None], ((device / longer) ** (CORNER - 1))[:, None])
+        share = np.where(
+            self.host, ((host / longer) ** (CORNER - 1))[:, None], ((device / longer) ** (CORNER - 1))[:, None]
+        )
         share[:, self.once] = 1
         slope = parts * share / total[:, None]
         extra = np.zeros((n, g + len(self.machines)))

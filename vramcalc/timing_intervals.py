@@ -53,9 +53,14 @@ class HeldOut:
         return self.prediction.s / self.sample.step.step_s - 1
 
     @property
+    def sigma(self) -> float:
+        """The error to expect, that of the measurement included."""
+        return math.hypot(self.prediction.sigma, self.sample.noise)
+
+    @property
     def score(self) -> float:
         """Size of the error in units of the expected one."""
-        return abs(self.log_error) / self.prediction.sigma
+        return abs(self.log_error) / self.sigma
 
 
 def predicted(sample: Sample, c: Coefficients) -> Prediction:
@@ -80,19 +85,26 @@ def held_out(samples: Sequence[Sample], left_out: LeftOut) -> list[HeldOut]:
 
 
 def widening(errors: Iterable[HeldOut]) -> float:
-    """The factor from an expected error to a half-width: the 90 % quantile of the scores.
+    """The factor from an expected error to a half-width: the split conformal 90 % quantile of the scores."""
+    return quantile([(e.score, 1.0) for e in errors], 1.0)
 
-    Rows that repeat a recipe share the weight of one; one more is counted beyond all, as split conformal does.
-    """
-    rows = sorted(errors, key=lambda r: r.score)
-    times = Counter(r.sample.recipe for r in rows)
-    weights = [1 / times[r.sample.recipe] for r in rows]
-    need, reached = LEVEL * (sum(weights) + 1), 0.0
-    for row, weight in zip(rows, weights, strict=True):
+
+def widening_by_fold(errors: Iterable[HeldOut]) -> float:
+    """As :func:`widening`, where every fold counts the same, however many rows it has."""
+    rows = list(errors)
+    sizes = Counter(e.fold for e in rows)
+    return quantile([(e.score, 1 / sizes[e.fold]) for e in rows], 1.0)
+
+
+def quantile(weighted: Iterable[tuple[float, float]], unseen: float) -> float:
+    """The least value that holds its share of the weights, with ``unseen`` beyond all; else the largest."""
+    order = sorted(weighted)
+    need, reached = LEVEL * (sum(w for _, w in order) + unseen), 0.0
+    for score, weight in order:
         reached += weight
         if reached >= need:
-            return row.score
-    return rows[-1].score
+            return score
+    return order[-1][0]
 
 
 def covered(errors: Sequence[HeldOut]) -> list[tuple[bool, float]]:
@@ -101,4 +113,4 @@ def covered(errors: Sequence[HeldOut]) -> list[tuple[bool, float]]:
     Each interval is made of the errors of the other folds.
     """
     by_fold = {fold: widening(e for e in errors if e.fold != fold) for fold in {e.fold for e in errors}}
-    return [(e.score <= by_fold[e.fold], by_fold[e.fold] * e.prediction.sigma) for e in errors]
+    return [(e.score <= by_fold[e.fold], by_fold[e.fold] * e.sigma) for e in errors]

@@ -24,7 +24,16 @@ from vramcalc.methods.lora import is_saved, is_target, layers_alike
 from vramcalc.specs import FullFineTuning, LoRA, Method, QLoRA, Stack, TrainingSpec
 
 Kernel = Literal["flash", "efficient", "eager"]
-_ACCESSES = {"8bit": 3, "4bit": 3, "torch_fused": 7, "adamw_torch": 19, "adafactor": 14, "momentum": 5, "sgd": 3, "lion": 5}
+_ACCESSES = {
+    "8bit": 3,
+    "4bit": 3,
+    "torch_fused": 7,
+    "adamw_torch": 19,
+    "adafactor": 14,
+    "momentum": 5,
+    "sgd": 3,
+    "lion": 5,
+}
 """Times that an optimizer's step reads or writes an element as wide as the parameter, by part of its name, the first
 that fits: one kernel goes through parameter, gradient and two moments once, torch's multi-tensor AdamW op by op. States
 in 8 or 4 bits are counted apart."""
