@@ -1,4 +1,6 @@
-"""Rewrite the generated parts of README.md and tables/planning; with ``--check`` only say what is stale.
+"""Rewrite tables/timing.json, tables/planning and the generated parts of README.md.
+
+With ``--check`` only say what is stale; ``--planning`` limits it to the documents of tables/planning.
 
 A part stands between ``<!-- generated: COMMAND -->`` and ``<!-- end -->``. COMMAND is ``tree``, or a command line
 that is run with this interpreter.
@@ -7,7 +9,6 @@ that is run with this interpreter.
 from __future__ import annotations
 
 import ast
-import importlib.util
 import os
 import re
 import shlex
@@ -24,14 +25,23 @@ PART = re.compile(r"(<!-- generated: (?P<command>.*?) -->\n).*?(<!-- end -->)", 
 
 
 def main() -> int:
-    """Generate, then write or compare; ``--planning`` and ``--readme`` limit it to the one or the other."""
-    made: dict[Path, str] = {}
-    if "--planning" not in sys.argv:
-        made[README] = PART.sub(lambda m: f"{m[1]}{_made(m['command'])}{m[3]}", README.read_text())
-    if "--readme" not in sys.argv:
-        made |= _documents()
+    """Generate, then write or compare; the documents rest on the times, and README.md shows both."""
+    check = ["--check"] if "--check" in sys.argv else []
+    if "--planning" in sys.argv:
+        return _settled(_documents())
+    fitted = subprocess.run(  # noqa: S603 - a module of our own
+        [sys.executable, "-m", "vramcalc.timing_generate", *check], cwd=ROOT, check=False
+    )
+    if fitted.returncode:
+        return fitted.returncode
+    readme = PART.sub(lambda m: f"{m[1]}{_made(m['command'])}{m[3]}", README.read_text())
+    return _settled({README: readme}) or _settled(_documents())
+
+
+def _settled(made: dict[Path, str]) -> int:
+    """Write what differs from what is there; with ``--check`` name it."""
     stale = [path for path, text in made.items() if not path.exists() or path.read_text() != text]
-    if "--readme" not in sys.argv:
+    if made.keys() != {README}:
         stale += [path for path in PLANNING.glob("*") if path not in made]
     if "--check" not in sys.argv:
         for path in stale:
@@ -43,11 +53,8 @@ def main() -> int:
 
 
 def _documents() -> dict[Path, str]:
-    """Those of hours and dollars once the time of a step is predicted."""
-    timed = importlib.util.find_spec("vramcalc.timing") is not None
-    names = [name for name in planning.DOCUMENTS if timed or name not in planning.TIMED]
     PLANNING.mkdir(exist_ok=True)
-    return {PLANNING / f"{name}.md": planning.DOCUMENTS[name]() for name in names}
+    return {PLANNING / f"{name}.md": write() for name, write in planning.DOCUMENTS.items()}
 
 
 def _made(command: str) -> str:

@@ -265,8 +265,6 @@ def _true_of(a: claims.Answer) -> str:
 
 
 DOCUMENTS: dict[str, Callable[[], str]] = {"memory": memory, "fits": fits, "jobs": jobs, "claims": quoted}
-TIMED = ("jobs", "claims")
-"""Those that need the time of a step."""
 
 if __name__ == "__main__":
     sys.stdout.write(DOCUMENTS[sys.argv[1]]())

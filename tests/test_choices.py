@@ -19,6 +19,7 @@ import pytest
 from command import run
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from steps import GivenStep
 
 from vramcalc import fit, planning, prices
 from vramcalc.choices import COLUMNS, Choices, choices
@@ -26,7 +27,6 @@ from vramcalc.errors import InvalidValue, OutputError, UnknownName, Unsupported
 from vramcalc.files import write_whole
 from vramcalc.formats import FORMATS, formatted, significant
 from vramcalc.plan import Workload
-from vramcalc.planning import GivenStep
 from vramcalc.prices import Prices
 from vramcalc.units import GIB
 

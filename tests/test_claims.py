@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from steps import GivenStep
 
 from vramcalc import catalog, estimate, planning, prices, tables
 from vramcalc.claims import NEAR, Claim, answer, memory_recipes, read_claims
-from vramcalc.planning import GivenStep
 
 CLAIMS = {claim.claim_id: claim for claim in read_claims()}
 OFFERS = prices.read(prices.shipped_path())

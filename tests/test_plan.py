@@ -12,6 +12,7 @@ import pytest
 from command import run
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from steps import GivenStep
 from test_laws import TINY, tiny
 
 from vramcalc import prices, verdict
@@ -19,7 +20,7 @@ from vramcalc.cost import Billing, OwnMachine, OwnRate, Rate, bill, offer_rate
 from vramcalc.errors import InvalidValue, UnknownName, VramcalcError
 from vramcalc.interval import Interval
 from vramcalc.plan import Workload, forward_share, hours_of, schedule
-from vramcalc.planning import GivenStep, Plan, plan
+from vramcalc.planning import Plan, plan
 from vramcalc.specs import TrainingSpec
 from vramcalc.units import human_hours, usd
 
@@ -156,12 +157,14 @@ def test_hours_are_steps_times_their_time_and_hold_the_value(n: int, epochs: int
 
 
 @pytest.mark.parametrize(
-    ("method", "checkpointing", "share"),
+    ("method", "checkpointing", "about"),
     [("full", "none", 1 / 3), ("full", "reentrant", 1 / 4), ("lora", "none", 1 / 2), ("qlora", "non_reentrant", 1 / 3)],
 )
-def test_validation_costs_the_forward_part_of_a_step(method: str, checkpointing: str, share: float) -> None:
+def test_validation_costs_the_forward_part_of_a_step(method: str, checkpointing: str, about: float) -> None:
+    """Two thirds of full training are backward, half of what trains adapters; recomputing adds a forward pass."""
     job = tiny(method, gradient_checkpointing=checkpointing, gradient_accumulation_steps=2).job
-    assert forward_share(job) == share
+    share = forward_share(job)
+    assert share == pytest.approx(about, rel=0.15)
     apart = schedule(work(examples=1100, validation_share=1 / 11, epochs=1.0), job.training)
     alone = schedule(work(examples=1000), job.training)
     assert apart.steps == alone.steps
@@ -407,8 +410,8 @@ GOOD = "plan qwen2.5-0.5b --gpu l4 --examples 100 --tokens-per-example 64 --meas
         ("--instance-gpus 8", "expected a --price or a --purchase-usd to go with it"),
         ("--price 1 --power-w 100", "expected no --power-w beside it"),
         ("--power-w 100", "--purchase-usd = None: expected a number to go with --power-w"),
-        ("--measured-step-s 0", "measured_step_s = 0.0: expected seconds"),
-        ("--measured-step-s nan", "measured_step_s = nan: expected seconds"),
+        ("--measured-step-s 0", "measured_step_s = 0.0: expected a positive number of seconds"),
+        ("--measured-step-s nan", "measured_step_s = nan: expected a positive number of seconds"),
         ("--overhead-minutes -1", "overhead_s = -60.0: expected a time of at least 0"),
         ("--max-budget-usd 0", "max_budget_usd = 0.0: expected a number above 0"),
         ("--max-hours nan", "max_hours = nan: expected a number above 0"),

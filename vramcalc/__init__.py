@@ -22,6 +22,9 @@ _HOME = {
     "Verdict": "vramcalc.verdicts",
     "max_micro_batch_size": "vramcalc.largest",
     "max_seq_len": "vramcalc.largest",
+    "step_time": "vramcalc.timing",
+    "StepTime": "vramcalc.timing",
+    "step_flops": "vramcalc.flops",
     "detect_gpus": "vramcalc.detect",
     "FullFineTuning": "vramcalc.specs",
     "LoRA": "vramcalc.specs",
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
     from vramcalc.estimation import estimate as estimate
     from vramcalc.estimation import estimate_job as estimate_job
     from vramcalc.fitting import fit as fit
+    from vramcalc.flops import step_flops as step_flops
     from vramcalc.grid import Grid as Grid
     from vramcalc.grid import estimate_grid as estimate_grid
     from vramcalc.largest import max_micro_batch_size as max_micro_batch_size
@@ -52,6 +56,8 @@ if TYPE_CHECKING:
     from vramcalc.specs import QLoRA as QLoRA
     from vramcalc.specs import Stack as Stack
     from vramcalc.specs import TrainingSpec as TrainingSpec
+    from vramcalc.timing import StepTime as StepTime
+    from vramcalc.timing import step_time as step_time
     from vramcalc.verdicts import Verdict as Verdict
     from vramcalc.verdicts import verdict as verdict
 

@@ -9,10 +9,11 @@ from typing import Annotated, Any, Protocol
 from pydantic import BeforeValidator, Field
 
 from vramcalc.errors import InvalidValue
+from vramcalc.flops import step_flops
 from vramcalc.interval import Interval
 from vramcalc.job import Job
 from vramcalc.spec_base import Spec, whole
-from vramcalc.specs import FullFineTuning, SeqLen, TrainingSpec
+from vramcalc.specs import SeqLen, TrainingSpec
 
 _S_PER_HOUR = 3600
 
@@ -131,17 +132,9 @@ def _sequences(examples: int, work: Workload, seq_len: int) -> int:
 
 
 def forward_share(job: Job) -> float:
-    """Share of a step's matrix products that its forward passes make: what a step of validation takes.
-
-    Backward repeats the forward's products once for the gradients of inputs and, where weights train, once more for
-    theirs; checkpointing repeats the forward pass. Attention, adapters and the optimizer are left out.
-
-    References:
-        Kaplan et al., "Scaling Laws for Neural Language Models", 2020, sec. 2.1. arXiv:2001.08361
-    """
-    backward = 2 if isinstance(job.method, FullFineTuning) else 1
-    recomputed = 0 if job.training.gradient_checkpointing == "none" else 1
-    return 1 / (1 + backward + recomputed)
+    """Share of a step's FLOPs that its forward passes make: what a step of validation takes of a training step."""
+    by_phase = step_flops(job.model, job.method, job.training, job.stack).by("phase")
+    return by_phase["forward"] / sum(by_phase.values())
 
 
 def hours_of(found: Schedule, step: StepTime, job: Job, *, overhead_s: float = 0.0) -> Interval:

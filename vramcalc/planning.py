@@ -5,38 +5,18 @@ from __future__ import annotations
 import datetime
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 from vramcalc import catalog
 from vramcalc.cost import Bill, Billing, Rate, bill, offer_rate
-from vramcalc.errors import InvalidValue, Unsupported
+from vramcalc.errors import InvalidValue
 from vramcalc.estimation import Estimate, estimate
 from vramcalc.interval import Interval
 from vramcalc.plan import Schedule, StepTime, Workload, hours_of, schedule
 from vramcalc.prices import TIERS, Offer, select, stale
 from vramcalc.specs import Gpu
+from vramcalc.timing import step_time
 from vramcalc.verdicts import Verdict, verdict
-
-
-@dataclass(frozen=True)
-class GivenStep:
-    """A step time that somebody measured.
-
-    Attributes:
-        s: of one optimizer step. [s]
-        low_s: the same: a single measurement has no interval.
-        high_s: the same.
-        basis: ``measured``.
-        notes: none.
-    """
-
-    s: float
-    low_s: float
-    high_s: float
-    basis: str = "measured"
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -199,17 +179,10 @@ def _warnings(steps: Schedule, offers: Sequence[Offer], today: datetime.date | N
 
 
 def step_time_of(found: Estimate, measured_step_s: float | None) -> StepTime:
-    """How long a step takes: predicted, or as measured.
+    """How long a step takes, predicted, or as measured.
 
     Raises:
         InvalidValue: a measured time that is no time.
         Unsupported: no step time is known.
     """
-    if measured_step_s is not None and not 0 < measured_step_s < float("inf"):
-        raise InvalidValue("measured_step_s", measured_step_s, "seconds of one optimizer step, more than 0")
-    if find_spec("vramcalc.timing") is not None:
-        step: StepTime = import_module("vramcalc.timing").step_time(found, found.gpu, measured_step_s=measured_step_s)
-        return step
-    if measured_step_s is None:
-        raise Unsupported("the time of a step is not predicted yet: measure one and give it, --measured-step-s 1.5")
-    return GivenStep(measured_step_s, measured_step_s, measured_step_s)
+    return step_time(found, found.gpu, measured_step_s=measured_step_s)
