@@ -174,6 +174,14 @@ def test_matrices_make_up_the_parameters(row: tables.Row) -> None:
     assert 0 <= rest < 0.006 * m.total_params
 
 
+def test_two_tables_agree_on_a_model_that_both_hold() -> None:
+    models = {row["hf_id"]: row for row in tables.read("models")}
+    both = [(row, models[row["hf_id"]]) for row in tables.read("matrices") if row["hf_id"] in models]
+    same = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "head_dim", "params_total")
+    assert len(both) == 2
+    assert [row["hf_id"] for row, other in both for column in same if row[column] != other[column]] == []
+
+
 def test_an_unknown_layout_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     row = {**tables.read("matrices")[0], "layout": "mamba"}
     monkeypatch.setattr(tables, "read", lambda name: (row,))

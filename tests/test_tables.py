@@ -28,6 +28,8 @@ KEYS = {
     "runtime": "architecture",
     "optimizers": "optimizer",
     "measurements": "case_id",
+    "matrices": "hf_id",
+    "throughput": "case_id",
 }
 SOURCED = {
     "nvml_total_mib": "nvml_source",
@@ -36,6 +38,7 @@ SOURCED = {
     "link_gb_s": "link_source",
     "memory_bandwidth_gb_s": "base_source",
     "memory_gb": "base_source",
+    "fp32_tflops": "base_source",
 }
 MODELS, GPUS, OPTIMIZERS = tables.read("models"), tables.read("gpus"), tables.read("optimizers")
 SUPPORTED = [row for row in MODELS if row["model_type"] in get_args(ModelType)]
