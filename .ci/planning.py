@@ -18,7 +18,7 @@ from vramcalc.describe import common_lines, method_line, precision, step_line
 from vramcalc.estimation import Estimate
 from vramcalc.formats import formatted
 from vramcalc.plan import Workload
-from vramcalc.planning import Plan, plan_of
+from vramcalc.planning import Plan, plan_of, step_time_of
 from vramcalc.prices import Offer
 from vramcalc.render_plan import time_text
 from vramcalc.units import GIB, usd
@@ -189,7 +189,9 @@ def _job_row(model: str, method: str, gpu: str) -> list[Any] | None:
         fit = verdict(found)
         if fit.status == "does not fit":
             continue
-        plans = [plan_of(fit, Workload(examples=n, tokens_per_example=TOKENS), offers=_offers()) for n in EXAMPLES]
+        step = step_time_of(fit.estimate)
+        works = [Workload(examples=n, tokens_per_example=TOKENS) for n in EXAMPLES]
+        plans = [plan_of(fit, work, offers=_offers(), step=step) for work in works]
         bill = plans[0].cheapest("on_demand")
         rate = [usd(bill.rate.usd_per_hour), bill.rate.as_of, bill.rate.label] if bill else ["", "", "no dated offer"]
         return [method, gpu, f"{batch[0]} x {batch[1]}", *map(_job_cell, plans), *rate]
@@ -244,10 +246,10 @@ def _implied_rate(pair: tuple[str, str]) -> str:
     time, cost = (next(c for c in claims.read_claims() if c.claim_id == name) for name in pair)
     mine = [o for o in _offers() if o.gpu_id == time.gpu and o.tier == "on_demand" and o.gpu_count == 1 and o.as_of]
     low, high = (f(mine, key=lambda o: o.price_usd_hour) for f in (min, max))
+    ends = [f"{usd(o.price_usd_hour)} ({o.label}, {o.date})" for o in dict.fromkeys((low, high))]
     return _prose(
         f"{pair[0]} and {pair[1]} together are {usd(cost.low / time.low)} USD an hour. Dated offers of one {time.gpu} "
-        f"on demand, {len(mine)} of them, cost {usd(low.price_usd_hour)} ({low.label}, {low.date}) to "
-        f"{usd(high.price_usd_hour)} ({high.label}, {high.date})."
+        f"on demand, of which there {'is 1' if len(mine) == 1 else f'are {len(mine)}'}, cost {' to '.join(ends)}."
     )
 
 

@@ -45,7 +45,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def a_second_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps of a known time, so that what is tested is the table."""
-    monkeypatch.setattr(planning, "step_time_of", lambda found, measured: GivenStep(1.0, 0.8, 1.3))
+    monkeypatch.setattr(planning, "step_time_of", lambda found: GivenStep(1.0, 0.8, 1.3))
 
 
 def made(**changes: Any) -> Choices:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from steps import GivenStep
 
-from vramcalc import catalog, estimate, planning, prices, tables
+from vramcalc import catalog, claims, estimate, prices, tables
 from vramcalc.claims import NEAR, Claim, answer, memory_recipes, read_claims
 
 CLAIMS = {claim.claim_id: claim for claim in read_claims()}
@@ -22,12 +22,12 @@ def claim(like: str, **changes: Any) -> Claim:
 def fixed_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A thousand tokens a second, whatever the job."""
 
-    def step(found: Any, _: object) -> GivenStep:
+    def step(found: Any) -> GivenStep:
         t = found.job.training
         s = t.micro_batch_size * t.gradient_accumulation_steps * t.seq_len / 1000
         return GivenStep(s, 0.9 * s, 1.1 * s)
 
-    monkeypatch.setattr(planning, "step_time_of", step)
+    monkeypatch.setattr(claims, "step_time_of", step)
 
 
 def test_every_row_is_read_as_it_stands() -> None:
@@ -112,10 +112,10 @@ def test_a_figure_in_float32_is_held_against_float32_weights() -> None:
 def test_a_figure_on_time_is_true_of_the_runs_whose_interval_holds_it() -> None:
     """At 1,000 tokens a second, 1,000 examples in 2 hours are 7,200 tokens of each in all epochs; 10 % either way."""
     found = answer(CLAIMS["c37"], OFFERS)
-    assert found.usual.startswith("1 x 512 tokens")
+    assert found.usual.startswith("1 epoch of 512 tokens")
     assert found.recipes
     for words in found.recipes:
-        epochs, _, tokens = words.partition(" tokens")[0].partition(" x ")
+        epochs, _, tokens = words.partition(" tokens")[0].replace(" epochs of ", " epoch of ").partition(" epoch of ")
         assert 7200 / 1.1 * 0.98 <= float(epochs) * int(tokens.replace(",", "")) <= 7200 / 0.9 * 1.02, words
 
 
@@ -123,7 +123,7 @@ def test_a_figure_on_time_is_true_of_the_runs_whose_interval_holds_it() -> None:
 def test_a_figure_on_cost_is_that_of_the_cheapest_offer_on_demand() -> None:
     """An A10G costs 1.006 USD an hour at the least: 3 USD are 2.98 hours."""
     for words in answer(CLAIMS["c38"], OFFERS).recipes:
-        epochs, _, tokens = words.partition(" tokens")[0].partition(" x ")
+        epochs, _, tokens = words.partition(" tokens")[0].replace(" epochs of ", " epoch of ").partition(" epoch of ")
         hours = 1000 * float(epochs) * int(tokens.replace(",", "")) / 1000 / 3600
         assert 0.9 * hours * 1.006 <= 3.05
         assert 1.1 * hours * 1.006 >= 2.95

@@ -144,10 +144,14 @@ def test_torchtitan_prints_its_utilisation_by_the_same_count() -> None:
     assert found.model / 8192 * 6667 / 1e12 == pytest.approx(343.2, abs=0.1)
 
 
-@pytest.mark.parametrize(("model", "tokens_per_s", "tflops"), [("qwen/qwen-14b", 650.2, 35.2), ("qwen/qwen-72b", 130.0, 37.2)])
+@pytest.mark.parametrize(
+    ("model", "tokens_per_s", "tflops"), [("qwen/qwen-14b", 650.2, 35.2), ("qwen/qwen-72b", 130.0, 37.2)]
+)
 def test_lora_without_its_adapters_takes_four_operations(model: str, tokens_per_s: float, tflops: float) -> None:
     """Rates that a published table derives from Qwen's README at 512 tokens, frozen weights without gradients."""
-    found = step_flops(matrices.known()[model], LoRA(rank=64), TrainingSpec(seq_len=512, gradient_checkpointing="reentrant"))
+    found = step_flops(
+        matrices.known()[model], LoRA(rank=64), TrainingSpec(seq_len=512, gradient_checkpointing="reentrant")
+    )
     needed = found.model - found.by("what").get("adapters", 0)
     assert needed / 512 * tokens_per_s / 1e12 == pytest.approx(tflops, abs=0.06)
 
@@ -168,6 +172,14 @@ def test_matrices_make_up_the_parameters(row: tables.Row) -> None:
     embeddings = (1 if m.tied or not m.vocab_size else 2) * (m.vocab_size or 30522) * m.hidden_size
     rest = m.total_params - m.layer_params * m.num_hidden_layers - embeddings
     assert 0 <= rest < 0.006 * m.total_params
+
+
+def test_two_tables_agree_on_a_model_that_both_hold() -> None:
+    models = {row["hf_id"]: row for row in tables.read("models")}
+    both = [(row, models[row["hf_id"]]) for row in tables.read("matrices") if row["hf_id"] in models]
+    same = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "head_dim", "params_total")
+    assert len(both) == 2
+    assert [row["hf_id"] for row, other in both for column in same if row[column] != other[column]] == []
 
 
 def test_an_unknown_layout_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,7 +221,12 @@ def torch_counts(family: str, method: Method, training: TrainingSpec, stack: Sta
 
 CASES = [
     *[("llama", method, c) for method in METHODS for c in ("none", "reentrant", "non_reentrant")],
-    *[(f, method, c) for f in ("mistral", "qwen2", "qwen3") for method in ("full", "all") for c in ("none", "reentrant")],
+    *[
+        (f, method, c)
+        for f in ("mistral", "qwen2", "qwen3")
+        for method in ("full", "all")
+        for c in ("none", "reentrant")
+    ],
 ]
 
 

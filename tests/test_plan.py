@@ -270,7 +270,7 @@ def test_the_cheapest_is_the_cheapest_of_its_tier_and_every_offer_is_dated_and_o
 @settings(max_examples=20, deadline=None)
 def test_cost_is_linear_in_examples_and_epochs(n: int, k: int) -> None:
     fit = verdict(tiny("lora", gpu="a100-sxm-80"))
-    asked = {"offers": SHIPPED, "billing": EXACT, "measured_step_s": 2.0}
+    asked = {"offers": SHIPPED, "billing": EXACT, "step": STEP}
     from vramcalc.planning import plan_of
 
     once = plan_of(fit, work(examples=n), **asked).cheapest()

@@ -31,6 +31,8 @@ KEYS = {
     "prices": "provider region gpu_id gpu_count instance tier",
     "price_gpus": "gpu_name memory_gb provider instance",
     "claims": "claim_id",
+    "matrices": "hf_id",
+    "throughput": "case_id",
 }
 """Columns that tell a row from the others."""
 SOURCED = {
@@ -40,6 +42,7 @@ SOURCED = {
     "link_gb_s": "link_source",
     "memory_bandwidth_gb_s": "base_source",
     "memory_gb": "base_source",
+    "fp32_tflops": "base_source",
 }
 MODELS, GPUS, OPTIMIZERS = tables.read("models"), tables.read("gpus"), tables.read("optimizers")
 SUPPORTED = [row for row in MODELS if row["model_type"] in get_args(ModelType)]

@@ -18,7 +18,7 @@ from vramcalc.errors import DataError
 from vramcalc.estimation import Estimate, estimate
 from vramcalc.interval import Interval
 from vramcalc.plan import Workload
-from vramcalc.planning import Plan, plan_of
+from vramcalc.planning import Plan, plan_of, step_time_of
 from vramcalc.prices import Offer
 from vramcalc.verdicts import verdict
 
@@ -250,9 +250,10 @@ def _of_a_run(claim: Claim, offers: tuple[Offer, ...]) -> Answer:
 def _plans(claim: Claim, settings: Mapping[str, Any], offers: tuple[Offer, ...]) -> Iterator[Plan]:
     """A recipe over several numbers of epochs."""
     fit = verdict(_estimate(claim, {"gpu": claim.gpu, **settings}))
+    step = None if fit.status == "does not fit" else step_time_of(fit.estimate)
     for epochs in EPOCHS:
         work = Workload(examples=claim.examples or 1, tokens_per_example=settings["seq_len"], epochs=epochs)
-        yield plan_of(fit, work, offers=offers)
+        yield plan_of(fit, work, offers=offers, step=step)
 
 
 def _figure(claim: Claim, plan: Plan) -> Interval | None:
@@ -265,7 +266,8 @@ def _figure(claim: Claim, plan: Plan) -> Interval | None:
 
 def _shown(figure: Interval, plan: Plan, claim: Claim) -> str:
     training = plan.verdict.estimate.job.training
-    recipe = f"{plan.work.epochs:g} x {training.seq_len:,} tokens, micro batch {training.micro_batch_size}"
+    epochs = f"{plan.work.epochs:g} epoch{'s' * (plan.work.epochs > 1)}"
+    recipe = f"{epochs} of {training.seq_len:,} tokens, micro batch {training.micro_batch_size}"
     if training.gradient_checkpointing != "none":
         recipe += ", checkpointing"
     numbers = " to ".join(f"{n:.3g}" for n in (figure.low, figure.high))

@@ -138,10 +138,10 @@ def plan(
     if not work.packing and not settings.keys() & {"training", "seq_lens"}:
         settings = {"seq_len": work.tokens_per_example, **settings}
     found = estimate(model, method, gpu=catalog.gpu(gpu), **settings)
+    step = None if measured_step_s is None else step_time_of(found, measured_step_s)
     return plan_of(
-        verdict(found), work, offers=offers, rate=rate, billing=billing, measured_step_s=measured_step_s,
-        overhead_s=overhead_s, today=today,
-    )  # fmt: skip
+        verdict(found), work, offers=offers, rate=rate, billing=billing, step=step, overhead_s=overhead_s, today=today
+    )
 
 
 def plan_of(
@@ -151,11 +151,25 @@ def plan_of(
     offers: Iterable[Offer] = (),
     rate: Rate | None = None,
     billing: Billing | None = None,
-    measured_step_s: float | None = None,
+    step: StepTime | None = None,
     overhead_s: float = 0.0,
     today: datetime.date | None = None,
 ) -> Plan:
-    """The plan of a job that has been held against a GPU; see :func:`plan`."""
+    """The plan of a job that has been held against a GPU; see :func:`plan`.
+
+    Args:
+        fit: the job, and whether it fits.
+        work: as in ``plan``.
+        offers: as in ``plan``.
+        rate: as in ``plan``.
+        billing: as in ``plan``.
+        step: time of a step, None to predict it.
+        overhead_s: as in ``plan``.
+        today: as in ``plan``.
+
+    Raises:
+        InvalidValue, Unsupported: as ``plan``.
+    """
     job = fit.estimate.job
     steps = schedule(work, job.training)
     mine = [] if rate else select(o for o in offers if o.gpu_id == fit.gpu.gpu_id)
@@ -163,7 +177,7 @@ def plan_of(
     warnings = [*fit.estimate.warnings, *_warnings(steps, mine, today)]
     if fit.status == "does not fit":
         return Plan(fit, work, steps, None, None, (), undated, tuple(warnings))
-    step = step_time_of(fit.estimate, measured_step_s)
+    step = step or step_time_of(fit.estimate)
     hours = hours_of(steps, step, job, overhead_s=overhead_s)
     rates = [rate] if rate else [offer_rate(o) for o in mine if o.as_of]
     warnings += step.notes
@@ -178,7 +192,7 @@ def _warnings(steps: Schedule, offers: Sequence[Offer], today: datetime.date | N
     return found
 
 
-def step_time_of(found: Estimate, measured_step_s: float | None) -> StepTime:
+def step_time_of(found: Estimate, measured_step_s: float | None = None) -> StepTime:
     """How long a step takes, predicted, or as measured.
 
     Raises:
