@@ -30,7 +30,7 @@ LAYERS = (
     {"methods"},
     {"job"},
     {"flops"},
-    {"plan"},
+    {"workload"},
     {"timing_terms"},
     {"timing", "throughput"},
     {"timing_fit"},
@@ -90,7 +90,7 @@ COMPARISONS = {"agreement", "difference"}
 
 AT_THE_TOP = {
     "numpy": {"grid", "shadow.counts"},
-    "pydantic": {"spec_base", "specs", "options", "cost", "plan"},
+    "pydantic": {"spec_base", "specs", "options", "cost", "workload"},
     "tabulate": {"render"},
 }
 """Libraries that cost start-up time: the modules that may import them when they are imported themselves."""

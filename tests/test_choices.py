@@ -22,13 +22,13 @@ from hypothesis import strategies as st
 from steps import GivenStep
 
 from vramcalc import fit, planning, prices
-from vramcalc.choices import COLUMNS, Choices, choices
+from vramcalc.choices import COLUMNS, Choices, planning_table
 from vramcalc.errors import InvalidValue, OutputError, UnknownName, Unsupported
 from vramcalc.files import write_whole
 from vramcalc.formats import FORMATS, formatted, significant
-from vramcalc.plan import Workload
 from vramcalc.prices import Prices
 from vramcalc.units import GIB
+from vramcalc.workload import Workload
 
 SHIPPED = Prices(prices.read(prices.shipped_path()), prices.shipped_path())
 WORK = Workload(examples=1000, tokens_per_example=128)
@@ -49,7 +49,7 @@ def a_second_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def made(**changes: Any) -> Choices:
-    return choices(MODELS, METHODS, GPUS, work=WORK, prices=SHIPPED, **changes)
+    return planning_table(MODELS, METHODS, GPUS, work=WORK, prices=SHIPPED, **changes)
 
 
 # -- readers, one per format -------------------------------------------------------------------------------------------
@@ -155,7 +155,7 @@ def test_there_is_a_row_for_every_choice_by_size_method_and_memory() -> None:
 
 @pytest.mark.usefixtures("a_second_a_step")
 def test_order_and_repetition_of_what_is_asked_for_change_nothing() -> None:
-    again = choices(MODELS[::-1] * 2, METHODS[::-1] * 2, GPUS[::-1] * 2, work=WORK, prices=SHIPPED)
+    again = planning_table(MODELS[::-1] * 2, METHODS[::-1] * 2, GPUS[::-1] * 2, work=WORK, prices=SHIPPED)
     assert again == made()
 
 
@@ -181,7 +181,7 @@ def test_dollars_are_those_of_the_cheapest_dated_offer_with_its_date() -> None:
 
 @pytest.mark.usefixtures("a_second_a_step")
 def test_what_does_not_fit_has_a_row_without_hours_and_dollars() -> None:
-    (row,) = choices(["llama-3.1-8b"], ["full"], ["t4"], work=WORK, prices=SHIPPED).rows
+    (row,) = planning_table(["llama-3.1-8b"], ["full"], ["t4"], work=WORK, prices=SHIPPED).rows
     assert row.verdict == "does not fit"
     assert (row.hours, row.usd, row.offer, row.price_date) == (None, None, None, None)
     assert row.peak_gib > row.usable_gib
@@ -203,7 +203,19 @@ def test_the_recipe_says_what_differs() -> None:
     plain, checkpointed = made(), made(gradient_checkpointing="reentrant", micro_batch_size=4)
     assert all("no checkpointing" in row.recipe for row in plain.rows)
     assert all("reentrant checkpointing" in row.recipe for row in checkpointed.rows)
-    assert all("1 x 4 x 128 tokens" in row.recipe for row in checkpointed.rows)
+    assert all("1 x 4 x 128 tokens a step" in row.recipe for row in checkpointed.rows)
+    assert all("1000 examples of 128 tokens, epochs: 1" in row.recipe for row in plain.rows)
+
+
+@pytest.mark.usefixtures("a_second_a_step")
+def test_an_offer_says_that_it_is_spot_and_how_many_gpus_it_bills() -> None:
+    eight = [o for o in SHIPPED.offers if o.gpu_count == 8]
+    for tier, says in (("spot", ", spot, 8 GPUs"), ("on_demand", ", 8 GPUs")):
+        found = planning_table(
+            ["qwen2.5-0.5b"], ["lora"], ["l4"], work=WORK, prices=Prices(tuple(eight), SHIPPED.path), tier=tier
+        )
+        assert found.rows[0].offer.endswith(says)
+        assert ("spot" in found.rows[0].offer) == (tier == "spot")
 
 
 # -- bad input ---------------------------------------------------------------------------------------------------------
@@ -241,12 +253,12 @@ def test_bad_input_writes_nothing(tmp_path: Path, change: str, says: str) -> Non
 def test_an_empty_list_is_refused(which: dict[str, tuple[str, ...]]) -> None:
     asked: dict[str, Any] = {"models": MODELS, "methods": METHODS, "gpus": GPUS, **which}
     with pytest.raises(InvalidValue, match="expected at least one"):
-        choices(**asked, work=WORK, prices=SHIPPED)
+        planning_table(**asked, work=WORK, prices=SHIPPED)
 
 
 def test_an_unknown_method_is_refused() -> None:
     with pytest.raises(UnknownName, match="no method named 'vera'"):
-        choices(MODELS, ["vera"], GPUS, work=WORK, prices=SHIPPED)
+        planning_table(MODELS, ["vera"], GPUS, work=WORK, prices=SHIPPED)
 
 
 @pytest.mark.parametrize("place", ["folder", "file/below", "name" * 100])

@@ -19,10 +19,10 @@ from vramcalc import prices, verdict
 from vramcalc.cost import Billing, OwnMachine, OwnRate, Rate, bill, offer_rate
 from vramcalc.errors import InvalidValue, UnknownName, VramcalcError
 from vramcalc.interval import Interval
-from vramcalc.plan import Workload, forward_share, hours_of, schedule
 from vramcalc.planning import Plan, plan
 from vramcalc.specs import TrainingSpec
 from vramcalc.units import human_hours, usd
+from vramcalc.workload import Workload, forward_share, hours_of, schedule
 
 SHIPPED = prices.read(prices.shipped_path())
 STEP = GivenStep(2.0, 1.5, 3.0)
@@ -298,9 +298,19 @@ def test_a_job_that_does_not_fit_has_neither_hours_nor_dollars() -> None:
 
 def test_a_sequence_is_as_long_as_an_example_unless_said_otherwise() -> None:
     assert planned().verdict.estimate.job.training.seq_len == 256
-    assert planned(seq_len=1024).verdict.estimate.job.training.seq_len == 1024
+    longer = planned(seq_len=1024).verdict.estimate.job.training
+    assert (longer.seq_len, longer.padded) == (1024, True)
+    assert not planned().verdict.estimate.job.training.padded
+    assert not planned(seq_len=1024, padded=False).verdict.estimate.job.training.padded
     packed = planned(work=work(packing=True))
     assert packed.verdict.estimate.job.training.seq_len == TrainingSpec().seq_len
+
+
+def test_a_plan_takes_the_fields_of_its_work_by_name_and_the_current_prices() -> None:
+    asked = {"gpu": "a100-sxm-80", "measured_step_s": 2.0}
+    by_name = plan(TINY, "lora", examples=1000, tokens_per_example=256, **asked)
+    assert by_name.to_dict() == planned(work=work(), **asked).to_dict()
+    assert plan(TINY, "lora", work=work(), epochs=2.0, **asked).schedule.steps == 2 * by_name.schedule.steps
 
 
 def test_examples_that_are_cut_off_are_warned_of() -> None:

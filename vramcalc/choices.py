@@ -14,13 +14,13 @@ from vramcalc.errors import InvalidValue, Unsupported
 from vramcalc.fitting import METHODS, fit
 from vramcalc.formats import Cell, formatted, significant
 from vramcalc.job import Job
-from vramcalc.plan import Workload, schedule
-from vramcalc.planning import Plan, plan_of
-from vramcalc.prices import Prices
+from vramcalc.planning import Plan, fed, plan_of
+from vramcalc.prices import Prices, current
 from vramcalc.progress import track
 from vramcalc.specs import Gpu, ModelSpec
 from vramcalc.units import GIB
 from vramcalc.verdicts import Verdict
+from vramcalc.workload import Workload, schedule
 
 _DECIMALS = {"peak_gib": 2, "usable_gib": 2, "usd": 2, "usd_low": 2, "usd_high": 2}
 
@@ -94,13 +94,13 @@ class Choices:
         return self.format("html")
 
 
-def choices(
+def planning_table(
     models: Sequence[str | ModelSpec],
     methods: Sequence[str] = METHODS,
     gpus: Sequence[str | Gpu] = (),
     *,
     work: Workload,
-    prices: Prices,
+    prices: Prices | None = None,
     tier: str | None = "on_demand",
     rate: Rate | None = None,
     billing: Billing | None = None,
@@ -114,7 +114,7 @@ def choices(
         methods: ``full``, ``lora``, ``qlora``.
         gpus: ids or specs.
         work: examples, their length, epochs.
-        prices: the table offers come from.
+        prices: the table offers come from, None for the current one.
         tier: of the offers, None for both.
         rate: one's own, in place of the offers.
         billing: how time is billed.
@@ -128,16 +128,15 @@ def choices(
     for name, given in (("models", models), ("methods", methods), ("gpus", gpus)):
         if not given:
             raise InvalidValue(name, list(given), "at least one")
-    if not work.packing and "seq_lens" not in settings:
-        settings = {"seq_len": work.tokens_per_example, **settings}
     specs = sorted(dict.fromkeys(map(catalog.model, models)), key=lambda m: (m.params_total, m.name))
     devices = sorted(dict.fromkeys(map(catalog.gpu, gpus)), key=lambda g: (g.usable_bytes, g.gpu_id))
     ordered = sorted(dict.fromkeys(methods), key=lambda m: METHODS.index(m) if m in METHODS else len(METHODS))
+    prices = prices or current()
     offers = [o for o in prices.offers if tier in (None, o.tier)]
     notes = dict.fromkeys([prices.note] if prices.note else [])
     rows = []
     for model in track(specs, "estimating", len(specs)):
-        for verdict in fit(model, gpus=devices, methods=ordered, **settings):
+        for verdict in fit(model, gpus=devices, methods=ordered, **fed(work, settings)):
             try:
                 plan = plan_of(verdict, work, offers=offers, rate=rate, billing=billing, today=today)
                 notes |= dict.fromkeys(plan.warnings)
@@ -167,14 +166,22 @@ def _row(fit: Verdict, work: Workload, plan: Plan | None) -> Choice:
         usd=usd.value if usd else None,
         usd_low=usd.low if usd else None,
         usd_high=usd.high if usd else None,
-        offer=cheapest.rate.label if cheapest else None,
+        offer=_offer(cheapest.rate) if cheapest else None,
         price_date=cheapest.rate.as_of if cheapest else None,
-        recipe=_recipe(job),
+        recipe=_recipe(job, work),
     )
 
 
-def _recipe(job: Job) -> str:
+def _offer(rate: Rate) -> str:
+    """What is rented: the instance, that it is spot, and that it has more GPUs than the one at work."""
+    return rate.label + (", spot" if rate.tier == "spot" else "") + (f", {rate.gpu_count} GPUs" * (rate.gpu_count > 1))
+
+
+def _recipe(job: Job, work: Workload) -> str:
     """What the figures assume, in one cell."""
     training = job.training
-    batch = f"{training.gradient_accumulation_steps} x {training.micro_batch_size} x {training.seq_len} tokens"
-    return f"{job.stack.name}: {method_line(job)}; {precision(job)}; {step_line(job)}; {batch}"
+    batch = f"{training.gradient_accumulation_steps} x {training.micro_batch_size} x {training.seq_len} tokens a step"
+    feed = ", packed" if work.packing else ", padded" if training.padded else ""
+    apart = f", {100 * work.validation_share:g} % for validation" if work.validation_share else ""
+    data = f"{work.examples} examples of {work.tokens_per_example} tokens{apart}, epochs: {work.epochs:g}"
+    return f"{job.stack.name}: {method_line(job)}; {precision(job)}; {step_line(job)}; {batch}{feed}; {data}"

@@ -17,10 +17,10 @@ from vramcalc import tables
 from vramcalc.errors import DataError
 from vramcalc.estimation import Estimate, estimate
 from vramcalc.interval import Interval
-from vramcalc.plan import Workload
 from vramcalc.planning import Plan, plan_of, step_time_of
 from vramcalc.prices import Offer
 from vramcalc.verdicts import verdict
+from vramcalc.workload import Workload
 
 T = TypeVar("T")
 _UNITS = {"gpu_memory": "GB", "time": "hours", "cost": "USD"}

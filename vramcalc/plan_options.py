@@ -11,8 +11,8 @@ import typer
 from vramcalc.cost import Billing, OwnMachine, OwnRate, Rate
 from vramcalc.errors import InvalidValue
 from vramcalc.options import flag_of, number, whole_number
-from vramcalc.plan import Workload
 from vramcalc.spec_base import Spec
+from vramcalc.workload import Workload
 
 _Command = Callable[..., None]
 _WORK = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +12,11 @@ from vramcalc.cost import Bill, Billing, Rate, bill, offer_rate
 from vramcalc.errors import InvalidValue
 from vramcalc.estimation import Estimate, estimate
 from vramcalc.interval import Interval
-from vramcalc.plan import Schedule, StepTime, Workload, hours_of, schedule
-from vramcalc.prices import TIERS, Offer, select, stale
+from vramcalc.prices import TIERS, Offer, current, select, stale
 from vramcalc.specs import Gpu
 from vramcalc.timing import step_time
 from vramcalc.verdicts import Verdict, verdict
+from vramcalc.workload import Schedule, StepTime, Workload, hours_of, schedule
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,8 @@ def plan(
     method: Any = "lora",
     *,
     gpu: str | Gpu,
-    work: Workload,
-    offers: Iterable[Offer] = (),
+    work: Workload | None = None,
+    offers: Iterable[Offer] | None = None,
     rate: Rate | None = None,
     billing: Billing | None = None,
     measured_step_s: float | None = None,
@@ -123,25 +123,38 @@ def plan(
         model: as in :func:`vramcalc.estimate`.
         method: as in ``estimate``.
         gpu: an id, or a spec.
-        work: examples, their length, epochs, validation, packing.
-        offers: of a price table; those of the GPU are billed, the dated ones.
+        work: examples, their length, epochs, validation, packing; or its fields as keywords.
+        offers: of a price table, None for the current one; those of the GPU are billed, the dated ones.
         rate: one's own, in place of the offers.
         billing: how time is billed.
         measured_step_s: seconds of one optimizer step, measured; it takes the place of what is predicted.
         overhead_s: loading, saving and whatever else is billed. [s]
         today: prices are called old as seen from that day; None, never.
-        **settings: as in ``estimate``. Where ``seq_len`` is not given and nothing is packed, it is that of an example.
+        **settings: as in ``estimate``, completed by :func:`fed`.
 
     Raises:
         UnknownName, InvalidValue, Unsupported: as ``estimate``; and where no step time is known.
     """
-    if not work.packing and not settings.keys() & {"training", "seq_lens"}:
-        settings = {"seq_len": work.tokens_per_example, **settings}
-    found = estimate(model, method, gpu=catalog.gpu(gpu), **settings)
+    mine = {n: settings.pop(n) for n in Workload.model_fields if n in settings}
+    work = work.replace(**mine) if work else Workload(**mine)
+    found = estimate(model, method, gpu=catalog.gpu(gpu), **fed(work, settings))
+    offers = current().offers if offers is None else offers
     step = None if measured_step_s is None else step_time_of(found, measured_step_s)
     return plan_of(
         verdict(found), work, offers=offers, rate=rate, billing=billing, step=step, overhead_s=overhead_s, today=today
     )
+
+
+def fed(work: Workload, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a job, completed by how its data is fed.
+
+    Where nothing is packed and they do not say otherwise, a sequence is as long as an example; a longer one holds
+    padding.
+    """
+    if work.packing or settings.keys() & {"training", "seq_lens"}:
+        return dict(settings)
+    padded = settings.get("seq_len", 0) > work.tokens_per_example
+    return {"seq_len": work.tokens_per_example, **({"padded": True} if padded else {}), **settings}
 
 
 def plan_of(

@@ -98,7 +98,8 @@ class Prices:
     @property
     def note(self) -> str:
         """Which table it is, where it is not the shipped one."""
-        return f"prices from {self.path}, not the shipped table" if self.path != shipped_path() else ""
+        shipped = self.path.resolve() == shipped_path().resolve()
+        return "" if shipped else f"prices from {self.path}, not the shipped table"
 
 
 def shipped_path() -> Path:

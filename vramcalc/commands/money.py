@@ -177,7 +177,7 @@ def table(
     **options: Any,
 ) -> None:
     """A table for a planning document: a row per model, method and GPU."""
-    from vramcalc.choices import choices
+    from vramcalc.choices import planning_table
     from vramcalc.files import write_whole
     from vramcalc.formats import FORMATS
     from vramcalc.prices import Prices
@@ -186,7 +186,7 @@ def table(
         raise InvalidValue("--format", format, f"one of {', '.join(FORMATS)}")
     work, rate, billing = taken_from(options, examples=10_000, tokens_per_example=512)
     prices = _prices(price_table)
-    found = choices(
+    found = planning_table(
         _listed(models),
         [known_method(name) for name in _listed(methods or METHODS)],
         _listed(gpus),
