@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from vramcalc import prices, verdict
 from vramcalc.cost import Billing, OwnMachine, OwnRate, Rate, bill, offer_rate
 from vramcalc.errors import InvalidValue, UnknownName, VramcalcError
 from vramcalc.interval import Interval
+from vramcalc.plan_options import DEFAULTS
 from vramcalc.planning import Plan, plan
 from vramcalc.specs import TrainingSpec
 from vramcalc.units import human_hours, usd
@@ -445,6 +447,27 @@ def test_what_a_plan_needs_is_asked_for(missing: str) -> None:
     answer = run(*GOOD.replace(missing, "").split())
     assert answer.status == 2
     assert f"{missing.split()[0]} = None: expected a number" in answer.err
+
+
+def test_a_price_that_was_worked_out_from_another_and_offers_left_out_are_named() -> None:
+    text = run(*GOOD.split(), "--gpu", "a10g").out
+    derived = {o.label for o in SHIPPED if o.gpu_id == "a10g" and o.kind == "derived"}
+    assert derived
+    assert {line.split("  ")[-1].strip() for line in text.splitlines() if line.endswith(", derived")} <= {
+        f"{label}, derived" for label in derived
+    }
+    assert text.count(", derived") == len(derived)
+    undated = sum(o.as_of is None for o in SHIPPED if o.gpu_id == "h100-sxm")
+    assert f"no date: {undated}" in " ".join(run(*GOOD.split(), "--gpu", "h100-sxm").out.split())
+
+
+def test_the_defaults_that_the_help_names_are_those_of_the_specs() -> None:
+    specs = {n: f for spec in (Workload, OwnMachine, Billing) for n, f in spec.model_fields.items()}
+    told = {n: f.default for n, f in specs.items() if not f.is_required() and n not in ("packing", "gpu_count")}
+    assert told == DEFAULTS
+    text = " ".join(run("plan", "--help").out.split())
+    for name, value in told.items():
+        assert re.search(rf"--{name.replace('_', '-')} <float> [^\[]*\[default: {value:g}\]", text), name
 
 
 # -- the command -------------------------------------------------------------------------------------------------------

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from vramcalc.cost import Billing, OwnMachine, OwnRate, Rate
 from vramcalc.errors import InvalidValue
 from vramcalc.options import flag_of, number, whole_number
-from vramcalc.spec_base import Spec
-from vramcalc.workload import Workload
 
+if TYPE_CHECKING:
+    from vramcalc.cost import Billing, Rate
+    from vramcalc.workload import Workload
+
+T = TypeVar("T")
 _Command = Callable[..., None]
 _WORK = {
     "examples": (int, "Examples of the data set."),
@@ -40,12 +42,17 @@ _BILLING = {
     "minimum_s": (float, "The least time that is billed."),
 }
 _KINDS: dict[str, tuple[type, str]] = {**_WORK, **_PRICE, **_MACHINE, **_BILLING}
-_DEFAULTS = {
-    name: field.default
-    for spec in (Workload, OwnMachine, Billing)
-    for name, field in spec.model_fields.items()
-    if not field.is_required()
+DEFAULTS = {
+    "epochs": 1.0,
+    "validation_share": 0.0,
+    "lifetime_years": 3.0,
+    "utilisation": 0.5,
+    "idle_power_w": 0.0,
+    "pue": 1.0,
+    "increment_s": 1.0,
+    "minimum_s": 60.0,
 }
+"""What the help says of the specs' defaults, without importing them whenever any command starts."""
 _MANDATORY_OF_A_MACHINE = ("purchase_usd", "power_w", "usd_per_kwh")
 
 
@@ -68,7 +75,7 @@ def with_plan_options(**defaults: Any) -> Callable[[_Command], _Command]:
 
 
 def _parameter(name: str, kind: type, text: str, default: Any) -> inspect.Parameter:
-    shown = _DEFAULTS.get(name, default)
+    shown = DEFAULTS.get(name, default)
     told = f" [default: {shown:g}]" if shown is not None and kind is not bool else ""
     metavar = None if kind is bool else f"<{kind.__name__}>"
     option = typer.Option(flag_of(name), help=text + told, metavar=metavar, show_default=False)
@@ -83,6 +90,9 @@ def taken_from(options: dict[str, Any], **defaults: Any) -> tuple[Workload, Rate
     Raises:
         InvalidValue: a value that is none, one out of range, or one without those it needs.
     """
+    from vramcalc.cost import Billing
+    from vramcalc.workload import Workload
+
     given = dict(defaults)
     for name, (kind, _) in _KINDS.items():
         value = options.pop(name, None)
@@ -94,12 +104,13 @@ def taken_from(options: dict[str, Any], **defaults: Any) -> tuple[Workload, Rate
     return _spec(Workload, _WORK, given), _rate(given), _spec(Billing, _BILLING, given)
 
 
-def _spec(spec: type[Any], names: Iterable[str], given: dict[str, Any]) -> Any:
-    found: Spec = spec(**{n: given[n] for n in names if n in given})
-    return found
+def _spec(spec: type[T], names: Iterable[str], given: dict[str, Any]) -> T:
+    return spec(**{n: given[n] for n in names if n in given})
 
 
 def _rate(given: dict[str, Any]) -> Rate | None:
+    from vramcalc.cost import OwnMachine, OwnRate
+
     machine = [n for n in _MACHINE if n in given]
     gpus = {"gpu_count": given["instance_gpus"]} if "instance_gpus" in given else {}
     if "price" in given and machine:

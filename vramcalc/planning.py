@@ -60,10 +60,10 @@ class Plan:
         Raises:
             InvalidValue: a limit that is no number above 0.
         """
-        dearest = self.cheapest()
+        least = self.cheapest()
         found = []
         for name, limit, unit, needs in (
-            ("max_budget_usd", max_usd, "USD", dearest.usd if dearest else None),
+            ("max_budget_usd", max_usd, "USD", least.usd if least else None),
             ("max_hours", max_hours, "hours", self.hours),
         ):
             if limit is None:
@@ -187,7 +187,7 @@ def plan_of(
     steps = schedule(work, job.training)
     mine = [] if rate else select(o for o in offers if o.gpu_id == fit.gpu.gpu_id)
     undated = sum(o.as_of is None for o in mine)
-    warnings = [*fit.estimate.warnings, *_warnings(steps, mine, today)]
+    warnings = [*fit.estimate.warnings, *_warnings(steps, mine, undated, today)]
     if fit.status == "does not fit":
         return Plan(fit, work, steps, None, None, (), undated, tuple(warnings))
     step = step or step_time_of(fit.estimate)
@@ -198,8 +198,10 @@ def plan_of(
     return Plan(fit, work, steps, step, hours, tuple(bills), undated, tuple(warnings))
 
 
-def _warnings(steps: Schedule, offers: Sequence[Offer], today: datetime.date | None) -> list[str]:
+def _warnings(steps: Schedule, offers: Sequence[Offer], undated: int, today: datetime.date | None) -> list[str]:
     found = list(stale([o for o in offers if o.as_of], today)) if today else []
+    if undated:
+        found.append(f"offers left out as their prices have no date: {undated}")
     if steps.truncated_tokens:
         found.append(f"{steps.truncated_tokens:,} tokens of each example are cut off: a larger --seq-len keeps them")
     return found

@@ -114,7 +114,7 @@ def _bill_rows(bills: Sequence[Bill]) -> str:
             usd(b.rate.usd_per_hour),
             f"{b.rate.gpu_count}" + (f", {b.idle_gpus} idle" if b.idle_gpus else ""),
             b.rate.as_of,
-            b.rate.label,
+            b.rate.label + (", derived" if b.rate.offer and b.rate.offer.kind == "derived" else ""),
         )
         for b in bills
     ]

@@ -32,6 +32,8 @@ Tier = Annotated[str | None, typer.Option(help="Only on_demand or only spot.", m
 PriceTable = Annotated[
     str | None, typer.Option(help="A price table in the schema of tables/prices.csv.", metavar="<path>")
 ]
+_TABLE_WORK = {"examples": 10_000, "tokens_per_example": 512}
+"""What a table is about where nothing is said."""
 
 prices_app = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
 
@@ -161,7 +163,7 @@ def plan(
 
 
 @with_options
-@with_plan_options(examples=10_000, tokens_per_example=512)
+@with_plan_options(**_TABLE_WORK)
 def table(
     models: Annotated[list[str], typer.Option(help="Models, with commas or repeated.", metavar="<str>")],
     gpus: Annotated[list[str], typer.Option(help="GPU ids, with commas or repeated.", metavar="<str>")],
@@ -184,7 +186,7 @@ def table(
 
     if format not in FORMATS:
         raise InvalidValue("--format", format, f"one of {', '.join(FORMATS)}")
-    work, rate, billing = taken_from(options, examples=10_000, tokens_per_example=512)
+    work, rate, billing = taken_from(options, **_TABLE_WORK)
     prices = _prices(price_table)
     found = planning_table(
         _listed(models),
