@@ -22,7 +22,7 @@ from vramcalc.flops import Tokens
 from vramcalc.job import Job
 from vramcalc.matrices import Matrices
 from vramcalc.specs import Gpu
-from vramcalc.timing_model import GPU_SPREAD, KINDS, Prediction, Rates, least_seconds, own_factor, predict, rates
+from vramcalc.timing_model import KINDS, Prediction, Rates, least_seconds, own_factor, predict, rates
 from vramcalc.timing_table import TimingTable, timing_table
 from vramcalc.timing_terms import Recipe, Work, work_of
 
@@ -160,6 +160,8 @@ def _device(job: Job | Estimate, gpu: str | Gpu | None) -> tuple[str, tables.Row
         raise InvalidValue("gpu", None, "a GPU's id such as 'rtx-4090', for a step takes as long as its GPU lets it")
     if isinstance(found, str):
         row = catalog.gpu_row(found)
+        if row["vendor"] != "NVIDIA":
+            raise Unsupported(f"{row['gpu_id']} is {row['vendor']}'s; only NVIDIA's GPUs are timed ('vramcalc gpus')")
         major, _, minor = (row["compute_capability"] or "0.0").partition(".")
         return row["gpu_id"], row, (int(major), int(minor or 0))
     try:
@@ -196,7 +198,7 @@ def _expected(
         found.append((work, times / n, _prediction(work, gpu, at, table)))
     terms = {name: sum(share * p.terms[name] for _, share, p in found) for name in found[0][2].terms}
     unknown = [*said, *_beyond(job, gpu, table, [w for w, _, _ in found])]
-    sigma = math.sqrt(sum(share * p.sigma**2 for _, share, p in found) + len(unknown) * GPU_SPREAD**2)
+    sigma = math.sqrt(sum(share * p.sigma**2 for _, share, p in found))
     rows = table.checked.rows_on(gpu)
     spread = table.spreads.measured if rows >= _FEW else max(table.spreads.measured, table.spreads.other)
     advice = []
@@ -206,7 +208,8 @@ def _expected(
         advice.append("paged optimizer state that does not fit the GPU moves over PCIe, which is not timed")
     coverage = (*_few(gpu, rows), *unknown)
     works = [(w, s) for w, s, _ in found]
-    return _Expected(terms, spread * sigma, works, rows > 0, at.flops_16, coverage, tuple(advice))
+    half_width = math.hypot(spread * sigma, math.sqrt(len(unknown)) * table.spreads.scaled)
+    return _Expected(terms, half_width, works, rows > 0, at.flops_16, coverage, tuple(advice))
 
 
 def _few(gpu: str, rows: int) -> list[str]:
@@ -254,7 +257,7 @@ def _prediction(work: Work, gpu: str, at: Rates, table: TimingTable) -> Predicti
 
 
 def _beyond(job: Job, gpu: str, table: TimingTable, works: Sequence[Work]) -> list[str]:
-    """What is beyond the published speeds; each widens the interval as a GPU without rows does."""
+    """What is beyond the published speeds; each widens the interval by what one size of a run says of another."""
     checked, kind, notes = table.checked, job.method.kind, []
     if gpu in checked.methods and kind not in checked.methods[gpu]:
         notes.append(f"no published speed of {kind} on {gpu}, only of {', '.join(checked.methods[gpu])}")

@@ -64,7 +64,7 @@ KINDS: Mapping[str, Kind] = {
 
 NOISE = 0.08
 """Relative error of a row that the model is expected to leave."""
-GPU_SPREAD, HOST_SPREAD = 0.25, 0.5
+GPU_SPREAD, HOST_SPREAD = 0.35, 0.5
 """Standard deviations, over GPUs and the machines around them, of the logarithms of their factors."""
 
 
