@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -158,10 +159,8 @@ def test_fused_kernels_take_no_longer(faster: Recipe) -> None:
 
 
 def test_steps_of_several_lengths_take_their_mean() -> None:
-    mean = step_time(
-        job(seq_len=512).__class__(**{**vars(job()), "training": job().training.replace(seq_lens=(512, 512, 2048))}),
-        "l4",
-    )
+    one_length = job(seq_len=2048)
+    mean = step_time(replace(one_length, training=one_length.training.replace(seq_lens=(512, 512, 2048))), "l4")
     one, other = seconds(gpu="l4", seq_len=512), seconds(gpu="l4", seq_len=2048)
     assert mean.s == pytest.approx((2 * one + other) / 3)
     check(mean)
@@ -257,6 +256,16 @@ def test_a_measured_step_needs_no_data_sheet() -> None:
 def test_a_measured_step_is_a_positive_number_of_seconds(value: Any) -> None:
     with pytest.raises(InvalidValue, match="measured_step_s"):
         step_time(job(), "a100-sxm-80", measured_step_s=value)
+
+
+def test_a_measured_step_of_given_tokens_is_that_step() -> None:
+    t = step_time(job(micro_batch_size=2), "l4", tokens=Tokens.packed([100, 30]), measured_step_s=0.5)
+    assert (t.s, t.tokens_per_s) == (pytest.approx(0.5), pytest.approx(260))
+
+
+def test_tokens_and_lengths_of_steps_do_not_go_together() -> None:
+    with pytest.raises(InvalidValue, match="tokens"):
+        step_time(make_job("llama-3.1-8b", seq_lens=[8, 16])[0], "l4", tokens=Tokens.packed([8]))
 
 
 def test_a_measured_job_needs_its_step() -> None:

@@ -29,6 +29,8 @@ from vramcalc.timing_terms import Recipe, Work, work_of
 if TYPE_CHECKING:
     from vramcalc.estimation import Estimate
 
+_Device = tuple[str, tables.Row | None, tuple[int, int]]
+"""Id of a GPU, its row in the table of GPUs, its compute capability."""
 Basis = Literal["fitted", "roofline", "measured"]
 _FEW = 5
 """Rows below which a GPU's own factor is no surer than that of a GPU without any."""
@@ -132,10 +134,15 @@ def step_time(
 
     Raises:
         UnknownName: no GPU has that id.
-        InvalidValue: no GPU at all, or a measured step that is not a positive number of seconds.
+        InvalidValue: no GPU at all, a measured step that is not a positive number of seconds, or ``tokens`` beside
+            ``seq_lens``.
         Unsupported: the GPU's rates are not known and there is no measured step of this very job.
     """
     asked, device = _job_of(job), _device(job, gpu)
+    if tokens is not None and asked.training.seq_lens is not None:
+        raise InvalidValue(
+            "tokens", tokens, "None beside seq_lens, which give each step its length", "give one of them"
+        )
     if measured_step_s is None:
         if measured_job is not None:
             raise InvalidValue(
@@ -144,8 +151,8 @@ def step_time(
         return _as_modelled(_expected(asked, device, tokens, recipe))
     measured_s = _positive(measured_step_s)
     other = asked if measured_job is None else _job_of(measured_job)
-    if other == asked and tokens is None:
-        return _as_measured(asked, device, recipe, measured_s)
+    if measured_job is None or (other == asked and tokens is None):
+        return _as_measured(asked, device, tokens, recipe, measured_s)
     return _scaled(_expected(asked, device, tokens, recipe), _expected(other, device, None, recipe), measured_s)
 
 
@@ -153,7 +160,7 @@ def _job_of(job: Job | Estimate) -> Job:
     return job if isinstance(job, Job) else job.job
 
 
-def _device(job: Job | Estimate, gpu: str | Gpu | None) -> tuple[str, tables.Row | None, tuple[int, int]]:
+def _device(job: Job | Estimate, gpu: str | Gpu | None) -> _Device:
     """Id, row and compute capability of a GPU."""
     found = gpu if gpu is not None else getattr(job, "gpu", None)
     if found is None:
@@ -180,9 +187,7 @@ def _positive(seconds: float) -> float:
 # -- by the model ------------------------------------------------------------------------------------------------------
 
 
-def _expected(
-    job: Job, device: tuple[str, tables.Row | None, tuple[int, int]], tokens: Tokens | None, recipe: Recipe | None
-) -> _Expected:
+def _expected(job: Job, device: _Device, tokens: Tokens | None, recipe: Recipe | None) -> _Expected:
     gpu, row, capability = device
     at = rates(row) if row is not None else None
     if at is None:
@@ -294,14 +299,18 @@ def _scaled(e: _Expected, measured: _Expected, measured_s: float) -> StepTime:
 
 
 def _as_measured(
-    job: Job, device: tuple[str, tables.Row | None, tuple[int, int]], recipe: Recipe | None, measured_s: float
+    job: Job,
+    device: _Device,
+    tokens: Tokens | None,
+    recipe: Recipe | None,
+    measured_s: float,
 ) -> StepTime:
     """A measured step of the job itself; where the GPU is not known, one term without parts."""
     width = timing_table().spreads.repeated
     try:
-        e = _expected(job, device, None, recipe)
+        e = _expected(job, device, tokens, recipe)
     except Unsupported:
-        work = work_of(Matrices.of(job.model), job.method, job.training, job.stack, recipe)
+        work = work_of(Matrices.of(job.model), job.method, job.training, job.stack, recipe, tokens)
         term = Term("measured step", measured_s, "measured")
         ends = measured_s / math.exp(width), measured_s * math.exp(width)
         return StepTime(measured_s, *ends, (term,), work.tokens / measured_s, None, "measured", ())
