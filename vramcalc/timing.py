@@ -22,7 +22,7 @@ from vramcalc.flops import Tokens
 from vramcalc.job import Job
 from vramcalc.matrices import Matrices
 from vramcalc.specs import Gpu
-from vramcalc.timing_model import KINDS, Prediction, Rates, least_seconds, own_factor, predict, rates
+from vramcalc.timing_model import KINDS, Prediction, Rates, least_seconds, own_factors, predict, rates
 from vramcalc.timing_table import TimingTable, timing_table
 from vramcalc.timing_terms import Recipe, Work, work_of
 
@@ -258,7 +258,7 @@ def _without_tensor_cores(work: Work) -> Work:
 def _prediction(work: Work, gpu: str, at: Rates, table: TimingTable) -> Prediction:
     c = table.coefficients
     measured = {other: known for other in c.products if (known := rates(catalog.gpu_row(other))) is not None}
-    return predict(least_seconds(work.quantities, at), gpu, own_factor(gpu, at, c, measured), c)
+    return predict(least_seconds(work.quantities, at), gpu, own_factors(gpu, at, c, measured), c)
 
 
 def _beyond(job: Job, gpu: str, table: TimingTable, works: Sequence[Work]) -> list[str]:
