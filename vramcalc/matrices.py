@@ -14,12 +14,13 @@ from vramcalc import tables
 from vramcalc.errors import DataError
 from vramcalc.specs import ModelSpec
 
-_LLAMA_LIKE = ("qwen", "mixtral")
+_LLAMA_LIKE = ("llama", "qwen", "mixtral")
 _EMBEDDINGS = {
     "qwen": "transformer.wte",
     "gpt_bigcode": "transformer.wte",
     "bert": "bert.embeddings.word_embeddings",
     "mixtral": "model.embed_tokens",
+    "llama": "model.embed_tokens",
 }
 
 Role = Literal["q", "k", "v", "qkv", "o", "gate", "up", "down"]
@@ -137,6 +138,8 @@ def _gated(h: int, i: int, **experts: int) -> tuple[Linear, ...]:
 def _layout(row: tables.Row, h: int, i: int, q: int, kv: int) -> tuple[str, tuple[Linear, ...]]:
     """Prefix and projections of an architecture by the name of its layout."""
     match row["layout"]:
+        case "llama":
+            return "model.layers.{}.", (*_attention(h, q, kv), *_gated(h, i))
         case "qwen":
             names = Linear("attn.c_attn", "qkv", h, q + 2 * kv), Linear("attn.c_proj", "o", q, h)
             mlp = Linear("mlp.w2", "gate", h, i), Linear("mlp.w1", "up", h, i), Linear("mlp.c_proj", "down", i, h)

@@ -22,13 +22,15 @@ from vramcalc.flops import Tokens
 from vramcalc.job import Job
 from vramcalc.matrices import Matrices
 from vramcalc.specs import Gpu
-from vramcalc.timing_model import GPU_SPREAD, KINDS, Prediction, Rates, least_seconds, own_factor, predict, rates
+from vramcalc.timing_model import KINDS, Prediction, Rates, least_seconds, own_factors, predict, rates
 from vramcalc.timing_table import TimingTable, timing_table
 from vramcalc.timing_terms import Recipe, Work, work_of
 
 if TYPE_CHECKING:
     from vramcalc.estimation import Estimate
 
+_Device = tuple[str, tables.Row | None, tuple[int, int]]
+"""Id of a GPU, its row in the table of GPUs, its compute capability."""
 Basis = Literal["fitted", "roofline", "measured"]
 _FEW = 5
 """Rows below which a GPU's own factor is no surer than that of a GPU without any."""
@@ -132,10 +134,15 @@ def step_time(
 
     Raises:
         UnknownName: no GPU has that id.
-        InvalidValue: no GPU at all, or a measured step that is not a positive number of seconds.
+        InvalidValue: no GPU at all, a measured step that is not a positive number of seconds, or ``tokens`` beside
+            ``seq_lens``.
         Unsupported: the GPU's rates are not known and there is no measured step of this very job.
     """
     asked, device = _job_of(job), _device(job, gpu)
+    if tokens is not None and asked.training.seq_lens is not None:
+        raise InvalidValue(
+            "tokens", tokens, "None beside seq_lens, which give each step its length", "give one of them"
+        )
     if measured_step_s is None:
         if measured_job is not None:
             raise InvalidValue(
@@ -144,8 +151,8 @@ def step_time(
         return _as_modelled(_expected(asked, device, tokens, recipe))
     measured_s = _positive(measured_step_s)
     other = asked if measured_job is None else _job_of(measured_job)
-    if other == asked and tokens is None:
-        return _as_measured(asked, device, recipe, measured_s)
+    if measured_job is None or (other == asked and tokens is None):
+        return _as_measured(asked, device, tokens, recipe, measured_s)
     return _scaled(_expected(asked, device, tokens, recipe), _expected(other, device, None, recipe), measured_s)
 
 
@@ -153,13 +160,15 @@ def _job_of(job: Job | Estimate) -> Job:
     return job if isinstance(job, Job) else job.job
 
 
-def _device(job: Job | Estimate, gpu: str | Gpu | None) -> tuple[str, tables.Row | None, tuple[int, int]]:
+def _device(job: Job | Estimate, gpu: str | Gpu | None) -> _Device:
     """Id, row and compute capability of a GPU."""
     found = gpu if gpu is not None else getattr(job, "gpu", None)
     if found is None:
         raise InvalidValue("gpu", None, "a GPU's id such as 'rtx-4090', for a step takes as long as its GPU lets it")
     if isinstance(found, str):
         row = catalog.gpu_row(found)
+        if row["vendor"] != "NVIDIA":
+            raise Unsupported(f"{row['gpu_id']} is {row['vendor']}'s; only NVIDIA's GPUs are timed ('vramcalc gpus')")
         major, _, minor = (row["compute_capability"] or "0.0").partition(".")
         return row["gpu_id"], row, (int(major), int(minor or 0))
     try:
@@ -178,9 +187,7 @@ def _positive(seconds: float) -> float:
 # -- by the model ------------------------------------------------------------------------------------------------------
 
 
-def _expected(
-    job: Job, device: tuple[str, tables.Row | None, tuple[int, int]], tokens: Tokens | None, recipe: Recipe | None
-) -> _Expected:
+def _expected(job: Job, device: _Device, tokens: Tokens | None, recipe: Recipe | None) -> _Expected:
     gpu, row, capability = device
     at = rates(row) if row is not None else None
     if at is None:
@@ -196,7 +203,7 @@ def _expected(
         found.append((work, times / n, _prediction(work, gpu, at, table)))
     terms = {name: sum(share * p.terms[name] for _, share, p in found) for name in found[0][2].terms}
     unknown = [*said, *_beyond(job, gpu, table, [w for w, _, _ in found])]
-    sigma = math.sqrt(sum(share * p.sigma**2 for _, share, p in found) + len(unknown) * GPU_SPREAD**2)
+    sigma = math.sqrt(sum(share * p.sigma**2 for _, share, p in found))
     rows = table.checked.rows_on(gpu)
     spread = table.spreads.measured if rows >= _FEW else max(table.spreads.measured, table.spreads.other)
     advice = []
@@ -206,7 +213,8 @@ def _expected(
         advice.append("paged optimizer state that does not fit the GPU moves over PCIe, which is not timed")
     coverage = (*_few(gpu, rows), *unknown)
     works = [(w, s) for w, s, _ in found]
-    return _Expected(terms, spread * sigma, works, rows > 0, at.flops_16, coverage, tuple(advice))
+    half_width = math.hypot(spread * sigma, math.sqrt(len(unknown)) * table.spreads.scaled)
+    return _Expected(terms, half_width, works, rows > 0, at.flops_16, coverage, tuple(advice))
 
 
 def _few(gpu: str, rows: int) -> list[str]:
@@ -250,11 +258,11 @@ def _without_tensor_cores(work: Work) -> Work:
 def _prediction(work: Work, gpu: str, at: Rates, table: TimingTable) -> Prediction:
     c = table.coefficients
     measured = {other: known for other in c.products if (known := rates(catalog.gpu_row(other))) is not None}
-    return predict(least_seconds(work.quantities, at), gpu, own_factor(gpu, at, c, measured), c)
+    return predict(least_seconds(work.quantities, at), gpu, own_factors(gpu, at, c, measured), c)
 
 
 def _beyond(job: Job, gpu: str, table: TimingTable, works: Sequence[Work]) -> list[str]:
-    """What is beyond the published speeds; each widens the interval as a GPU without rows does."""
+    """What is beyond the published speeds; each widens the interval by what one size of a run says of another."""
     checked, kind, notes = table.checked, job.method.kind, []
     if gpu in checked.methods and kind not in checked.methods[gpu]:
         notes.append(f"no published speed of {kind} on {gpu}, only of {', '.join(checked.methods[gpu])}")
@@ -291,14 +299,18 @@ def _scaled(e: _Expected, measured: _Expected, measured_s: float) -> StepTime:
 
 
 def _as_measured(
-    job: Job, device: tuple[str, tables.Row | None, tuple[int, int]], recipe: Recipe | None, measured_s: float
+    job: Job,
+    device: _Device,
+    tokens: Tokens | None,
+    recipe: Recipe | None,
+    measured_s: float,
 ) -> StepTime:
     """A measured step of the job itself; where the GPU is not known, one term without parts."""
     width = timing_table().spreads.repeated
     try:
-        e = _expected(job, device, None, recipe)
+        e = _expected(job, device, tokens, recipe)
     except Unsupported:
-        work = work_of(Matrices.of(job.model), job.method, job.training, job.stack, recipe)
+        work = work_of(Matrices.of(job.model), job.method, job.training, job.stack, recipe, tokens)
         term = Term("measured step", measured_s, "measured")
         ends = measured_s / math.exp(width), measured_s * math.exp(width)
         return StepTime(measured_s, *ends, (term,), work.tokens / measured_s, None, "measured", ())

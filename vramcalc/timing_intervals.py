@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vramcalc.timing_fit import Sample, fit, gpu_rates
-from vramcalc.timing_model import KINDS, Coefficients, Prediction, own_factor, predict
+from vramcalc.timing_model import KINDS, Coefficients, Prediction, own_factors, predict
 
 LEVEL = 0.9
 """Share of errors that an interval is to hold."""
@@ -66,7 +66,7 @@ class HeldOut:
 def predicted(sample: Sample, c: Coefficients) -> Prediction:
     """A row's step by a fit."""
     least, gpu = dict(zip(KINDS, sample.least, strict=True)), sample.step.gpu
-    own = own_factor(gpu, gpu_rates(gpu), c, {other: gpu_rates(other) for other in c.products})
+    own = own_factors(gpu, gpu_rates(gpu), c, {other: gpu_rates(other) for other in c.products})
     return predict(least, gpu, own, c)
 
 

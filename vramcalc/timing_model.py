@@ -64,7 +64,7 @@ KINDS: Mapping[str, Kind] = {
 
 NOISE = 0.08
 """Relative error of a row that the model is expected to leave."""
-GPU_SPREAD, HOST_SPREAD = 0.25, 0.5
+GPU_SPREAD, HOST_SPREAD = 0.35, 0.5
 """Standard deviations, over GPUs and the machines around them, of the logarithms of their factors."""
 
 
@@ -141,8 +141,8 @@ def least_seconds(quantities: Mapping[str, float], at: Rates) -> dict[str, float
     return {name: quantities.get(name, 0.0) / at.of(kind.rate) for name, kind in KINDS.items()}
 
 
-def own_factor(gpu: str, at: Rates, c: Coefficients, measured: Mapping[str, Rates]) -> float:
-    """Factor of what the tensor cores of a GPU limit.
+def own_factors(gpu: str, at: Rates, c: Coefficients, measured: Mapping[str, Rates]) -> dict[str, float]:
+    """Factors of a GPU's products, by rate.
 
     A measured GPU has its own. Any other takes the pooled one, kept between those of its neighbours: no card is slower
     than a measured one that it beats on every line of the data sheet, nor faster than one that beats it.
@@ -153,25 +153,32 @@ def own_factor(gpu: str, at: Rates, c: Coefficients, measured: Mapping[str, Rate
         c: the fit.
         measured: rates of the measured GPUs.
     """
+    return {rate: _own_factor(gpu, at, c, measured, rate) for rate in ("flops_16", "flops_32")}
+
+
+def _own_factor(gpu: str, at: Rates, c: Coefficients, measured: Mapping[str, Rates], rate: str) -> float:
     if gpu in c.products:
         return c.products[gpu]
-    reached = {other: theirs.flops_16 / c.products[other] for other, theirs in measured.items()}
-    speed = max([at.flops_16, *(reached[other] for other, theirs in measured.items() if at.covers(theirs))])
+    reached = {other: theirs.of(rate) / c.products[other] for other, theirs in measured.items()}
+    speed = max([at.of(rate), *(reached[other] for other, theirs in measured.items() if at.covers(theirs))])
     speed = min([speed, *(reached[other] for other, theirs in measured.items() if theirs.covers(at))])
-    return at.flops_16 / speed
+    return at.of(rate) / speed
 
 
-def predict(least: Mapping[str, float], gpu: str, own: float, c: Coefficients) -> Prediction:
+def predict(least: Mapping[str, float], gpu: str, own: Mapping[str, float], c: Coefficients) -> Prediction:
     """Time of a step.
 
     Args:
         least: of :func:`least_seconds`.
         gpu: its id.
-        own: its factor, of :func:`own_factor`.
+        own: its factors, of :func:`own_factors`.
         c: the fit.
     """
     tensor = {name for name, kind in KINDS.items() if kind.limit == "tensor cores"}
-    parts = {name: least[name] * c.factors[name] * (own if name in tensor else 1.0) for name in KINDS}
+    parts = {
+        name: least[name] * c.factors[name] * (own[kind.rate] if name in tensor else 1.0)
+        for name, kind in KINDS.items()
+    }
     terms: dict[str, float] = dict.fromkeys((k.term for k in KINDS.values()), 0.0)
     for name, kind in KINDS.items():
         terms[kind.term] += parts[name]

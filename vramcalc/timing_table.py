@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -66,8 +67,9 @@ class TimingTable:
     checked: Checked
 
     def to_json(self) -> str:
-        """As the file holds it, rounded."""
-        return json.dumps(_rounded(asdict(self)), indent=1, allow_nan=False) + "\n"
+        """As the file holds it: rounded, a row of numbers to a line."""
+        text = json.dumps(_rounded(asdict(self)), indent=1, allow_nan=False)
+        return re.sub(r"\[\s+([^][]*?)\s+\]", lambda m: f"[{' '.join(m[1].split())}]", text) + "\n"
 
     @classmethod
     def from_json(cls, text: str, where: str) -> TimingTable:
