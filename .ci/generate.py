@@ -1,4 +1,6 @@
-"""Rewrite the generated parts of README.md; with ``--check`` only say whether they are stale.
+"""Rewrite tables/timing.json, tables/planning and the generated parts of README.md.
+
+With ``--check`` only say what is stale; ``--planning`` limits it to the documents of tables/planning.
 
 A part stands between ``<!-- generated: COMMAND -->`` and ``<!-- end -->``. COMMAND is ``tree``, or a command line
 that is run with this interpreter.
@@ -14,22 +16,45 @@ import subprocess
 import sys
 from pathlib import Path
 
+import planning
+
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
+PLANNING = ROOT / "tables" / "planning"
 PART = re.compile(r"(<!-- generated: (?P<command>.*?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def main() -> int:
-    """Generate, then write or compare."""
-    before = README.read_text()
-    after = PART.sub(lambda m: f"{m[1]}{_made(m['command'])}{m[3]}", before)
+    """Generate, then write or compare; the documents rest on the times, and README.md shows both."""
+    check = ["--check"] if "--check" in sys.argv else []
+    if "--planning" in sys.argv:
+        return _settled(_documents())
+    fitted = subprocess.run(  # noqa: S603 - a module of our own
+        [sys.executable, "-m", "vramcalc.timing_generate", *check], cwd=ROOT, check=False
+    )
+    if fitted.returncode:
+        return fitted.returncode
+    readme = PART.sub(lambda m: f"{m[1]}{_made(m['command'])}{m[3]}", README.read_text())
+    return _settled({README: readme}) or _settled(_documents())
+
+
+def _settled(made: dict[Path, str]) -> int:
+    """Write what differs from what is there; with ``--check`` name it."""
+    stale = [path for path, text in made.items() if not path.exists() or path.read_text() != text]
+    if made.keys() != {README}:
+        stale += [path for path in PLANNING.glob("*") if path not in made]
     if "--check" not in sys.argv:
-        README.write_text(after)
+        for path in stale:
+            path.write_text(made[path]) if path in made else path.unlink()
         return 0
-    if after == before:
-        return 0
-    print("README.md is stale: run 'python .ci/generate.py' and commit the result", file=sys.stderr)
-    return 1
+    for path in stale:
+        print(f"{path.relative_to(ROOT)} is stale: run 'python .ci/generate.py' and commit the result", file=sys.stderr)
+    return int(bool(stale))
+
+
+def _documents() -> dict[Path, str]:
+    PLANNING.mkdir(exist_ok=True)
+    return {PLANNING / f"{name}.md": write() for name, write in planning.DOCUMENTS.items()}
 
 
 def _made(command: str) -> str:

@@ -18,26 +18,38 @@ ROOT = Path(vramcalc.__file__).parent
 
 LAYERS = (
     {"errors"},
-    {"lengths", "releases", "units", "visible"},
+    {"files", "formats", "interval", "lengths", "progress", "releases", "units", "visible"},
     {"alloc_conf", "spec_base", "tables"},
+    {"timing_model"},
     {"specs"},
-    {"catalog", "detect", "hfconfig", "hub", "presets", "runtime"},
+    {"catalog", "detect", "hfconfig", "hub", "matrices", "presets", "runtime", "timing_table"},
+    {"prices"},
+    {"cost", "refresh"},
     {"shadow"},
     {"families"},
     {"methods"},
     {"job"},
+    {"flops"},
+    {"workload"},
+    {"timing_terms"},
+    {"timing", "throughput"},
+    {"timing_fit"},
+    {"timing_intervals"},
+    {"timing_generate", "time_accuracy"},
     {"step"},
     {"ledger", "warn"},
     {"walk"},
     {"estimation", "difference", "snapshots"},
     {"verdicts", "grid", "measured_jobs"},
     {"measurements"},
-    {"accuracy"},
+    {"accuracy", "planning"},
+    {"claims"},
     {"largest"},
     {"remedies", "fitting"},
     {"describe"},
-    {"render", "render_html"},
-    {"listings", "options", "render_accuracy", "agreement", "terminal"},
+    {"render", "render_html", "choices"},
+    {"listings", "options", "render_accuracy", "render_plan", "render_time_accuracy", "agreement", "terminal"},
+    {"plan_options"},
     {"commands"},
     {"cli"},
     {"__main__"},
@@ -47,6 +59,7 @@ LAYERS = (
 UPWARD = {
     ("estimation", "render"): "printing a result",
     ("estimation", "render_html"): "showing a result in a notebook",
+    ("planning", "render_plan"): "printing a plan",
     ("verdicts", "render"): "printing a verdict",
     ("verdicts", "render_html"): "showing a verdict in a notebook",
     ("verdicts", "remedies"): "remedies are verdicts themselves, worked out when asked for",
@@ -57,24 +70,30 @@ UPWARD = {
 HOMES = {
     "accelerate": {"profiling"},
     "bitsandbytes": {"profiling"},
+    "gpuhunt": {"refresh"},
     "huggingface_hub": {"hub"},
     "liger_kernel": {"profiling"},
     "peft": {"profiling"},
     "pynvml": {"detect"},
-    "tabulate": {"render"},
+    "rich": {"progress"},
+    "tabulate": {"render", "formats"},
     "torch": {"profiling"},
     "torchao": {"profiling"},
     "transformers": {"profiling"},
     "triton": {"profiling"},
     "trl": {"profiling"},
-    "typer": {"cli", "commands", "options", "terminal"},
+    "typer": {"cli", "commands", "options", "plan_options", "terminal"},
 }
 """Libraries that only some rooms may import."""
 
 COMPARISONS = {"agreement", "difference"}
 """Modules that set an estimate beside a trace of the real libraries."""
 
-AT_THE_TOP = {"numpy": {"grid", "shadow.counts"}, "pydantic": {"spec_base", "specs", "options"}, "tabulate": {"render"}}
+AT_THE_TOP = {
+    "numpy": {"grid", "shadow.counts"},
+    "pydantic": {"spec_base", "specs", "options", "cost", "workload"},
+    "tabulate": {"render"},
+}
 """Libraries that cost start-up time: the modules that may import them when they are imported themselves."""
 
 LONGEST = 320

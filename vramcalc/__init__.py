@@ -22,6 +22,15 @@ _HOME = {
     "Verdict": "vramcalc.verdicts",
     "max_micro_batch_size": "vramcalc.largest",
     "max_seq_len": "vramcalc.largest",
+    "plan": "vramcalc.planning",
+    "Plan": "vramcalc.planning",
+    "Workload": "vramcalc.workload",
+    "planning_table": "vramcalc.choices",
+    "OwnRate": "vramcalc.cost",
+    "OwnMachine": "vramcalc.cost",
+    "step_time": "vramcalc.timing",
+    "StepTime": "vramcalc.timing",
+    "step_flops": "vramcalc.flops",
     "detect_gpus": "vramcalc.detect",
     "FullFineTuning": "vramcalc.specs",
     "LoRA": "vramcalc.specs",
@@ -35,16 +44,22 @@ _HOME = {
 __all__ = ["__version__", *_HOME]
 
 if TYPE_CHECKING:
+    from vramcalc.choices import planning_table as planning_table
+    from vramcalc.cost import OwnMachine as OwnMachine
+    from vramcalc.cost import OwnRate as OwnRate
     from vramcalc.detect import detect_gpus as detect_gpus
     from vramcalc.errors import VramcalcError as VramcalcError
     from vramcalc.estimation import Estimate as Estimate
     from vramcalc.estimation import estimate as estimate
     from vramcalc.estimation import estimate_job as estimate_job
     from vramcalc.fitting import fit as fit
+    from vramcalc.flops import step_flops as step_flops
     from vramcalc.grid import Grid as Grid
     from vramcalc.grid import estimate_grid as estimate_grid
     from vramcalc.largest import max_micro_batch_size as max_micro_batch_size
     from vramcalc.largest import max_seq_len as max_seq_len
+    from vramcalc.planning import Plan as Plan
+    from vramcalc.planning import plan as plan
     from vramcalc.specs import FullFineTuning as FullFineTuning
     from vramcalc.specs import Gpu as Gpu
     from vramcalc.specs import LoRA as LoRA
@@ -52,8 +67,11 @@ if TYPE_CHECKING:
     from vramcalc.specs import QLoRA as QLoRA
     from vramcalc.specs import Stack as Stack
     from vramcalc.specs import TrainingSpec as TrainingSpec
+    from vramcalc.timing import StepTime as StepTime
+    from vramcalc.timing import step_time as step_time
     from vramcalc.verdicts import Verdict as Verdict
     from vramcalc.verdicts import verdict as verdict
+    from vramcalc.workload import Workload as Workload
 
 
 def __getattr__(name: str) -> Any:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from vramcalc import __version__
-from vramcalc.commands import jobs, known
+from vramcalc.commands import jobs, known, money
 from vramcalc.errors import DoesNotFit, VramcalcError
 from vramcalc.terminal import print_text
 
@@ -30,6 +30,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "fit": jobs.fit,
     "estimate": jobs.estimate,
     "max": jobs.largest,
+    "plan": money.plan,
+    "table": money.table,
     "trace": jobs.trace,
     "gpus": known.gpus,
     "models": known.models,
@@ -37,6 +39,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 for _name, _command in COMMANDS.items():
     app.command(_name)(_command)
+app.add_typer(money.prices_app, name="prices")
 
 
 @app.callback(invoke_without_command=True)

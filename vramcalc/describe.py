@@ -47,7 +47,7 @@ def _raised(job: Job) -> bool:
 
 def recipe_lines(job: Job) -> list[str]:
     """The recipe that a result assumes, in a few lines."""
-    return [f"{job.stack.name}: {precision(job)}", f"{attention([(job, '')])}, {_step(job)}", *common_lines(job)]
+    return [f"{job.stack.name}: {precision(job)}", f"{attention([(job, '')])}, {step_line(job)}", *common_lines(job)]
 
 
 def shared_recipe_lines(jobs: Sequence[tuple[Job, str]]) -> list[str]:
@@ -59,7 +59,7 @@ def shared_recipe_lines(jobs: Sequence[tuple[Job, str]]) -> list[str]:
     by_method = {job.method.kind: job for job, _ in jobs}
     first = jobs[0][0]
     lines = [f"{kind}: {method_line(job)}; {precision(job)}" for kind, job in by_method.items()]
-    return [*lines, f"{first.stack.name}: {_step(first)}", attention(jobs), *common_lines(first)]
+    return [*lines, f"{first.stack.name}: {step_line(first)}", attention(jobs), *common_lines(first)]
 
 
 def precision(job: Job) -> str:
@@ -98,7 +98,8 @@ def attention(jobs: Sequence[tuple[Job, str]]) -> str:
     return "SDPA attention: " + "; ".join(f"{name} on {', '.join(gpus)}" for name, gpus in by_kernel.items())
 
 
-def _step(job: Job) -> str:
+def step_line(job: Job) -> str:
+    """``"full logits, no checkpointing, adamw_torch_fused"``."""
     checkpointing = {
         "none": "no checkpointing",
         "reentrant": "reentrant checkpointing",

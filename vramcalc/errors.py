@@ -97,3 +97,11 @@ class MissingExtra(VramcalcError):
 
 class DataError(VramcalcError):
     """A shipped or user-supplied table is broken."""
+
+
+class PriceError(VramcalcError):
+    """New prices could not be had whole; those there were are kept."""
+
+
+class OutputError(VramcalcError):
+    """A file that cannot be written."""

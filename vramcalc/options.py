@@ -71,7 +71,7 @@ def spec_options() -> list[inspect.Parameter]:
 
 def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     kind, choices = _kind(field), _choices(field)
-    spelled = [*([_ALSO[name]] if name in _ALSO else []), _flag(name)]
+    spelled = [*([_ALSO[name]] if name in _ALSO else []), flag_of(name)]
     if kind is bool:
         spelled = [f"{flag}/--no-{flag[2:]}" for flag in spelled]
     option = typer.Option(
@@ -85,7 +85,8 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
-def _flag(name: str) -> str:
+def flag_of(name: str) -> str:
+    """``micro_batch_size`` as an option: ``--micro-batch-size``."""
     return f"--{name.replace('_', '-')}"
 
 
@@ -137,11 +138,11 @@ def _parsed(name: str, value: Any) -> Any:
         case "modules_to_save", _:
             return _names(value)
         case "seq_lens", _:
-            return [whole_number(_flag(name), part.strip()) for part in value.split(",")]
+            return [whole_number(flag_of(name), part.strip()) for part in value.split(",")]
         case _, "int":
-            return whole_number(_flag(name), value)
+            return whole_number(flag_of(name), value)
         case _, "float":
-            return _number(_flag(name), value)
+            return number(flag_of(name), value)
     return value
 
 
@@ -157,7 +158,12 @@ def whole_number(flag: str, text: str) -> int:
         raise InvalidValue(flag, text, "a whole number") from None
 
 
-def _number(flag: str, text: str) -> float:
+def number(flag: str, text: str) -> float:
+    """The value of an option that takes a number.
+
+    Raises:
+        InvalidValue: it is none.
+    """
     try:
         return float(text)
     except ValueError:

@@ -32,8 +32,12 @@ def read(name: str) -> tuple[Row, ...]:
     return read_file(directory() / f"{name}.csv")
 
 
-def read_file(path: Path) -> tuple[Row, ...]:
+def read_file(path: Path, remedy: str = "reinstall the package") -> tuple[Row, ...]:
     """Rows of a CSV file with a header.
+
+    Args:
+        path: of the file.
+        remedy: what to do where it cannot be read.
 
     Raises:
         DataError: the file is missing or no text, or a row has more or fewer fields than the header.
@@ -43,9 +47,9 @@ def read_file(path: Path) -> tuple[Row, ...]:
             reader = csv.DictReader(file)
             rows = tuple(reader)
     except OSError as err:
-        raise DataError(f"{path}: {err.strerror}: expected a table; reinstall the package") from err
+        raise DataError(f"{path}: {err.strerror}: expected a table; {remedy}") from err
     except (UnicodeDecodeError, csv.Error) as err:
-        raise DataError(f"{path}: {err}: expected comma-separated UTF-8 text; reinstall the package") from err
+        raise DataError(f"{path}: {err}: expected comma-separated UTF-8 text; {remedy}") from err
     for number, row in enumerate(rows, start=2):
         if None in row or None in row.values():
             raise DataError(

@@ -66,6 +66,24 @@ def human_bytes(n_bytes: float) -> str:
     return f"{sign}{n / size:,.1f} {unit}"
 
 
+def human_hours(hours: float, *others: float) -> str:
+    """Hours as people say them: ``"40 s"``, ``"25 min"``, ``"3.2 h"``, ``"5.1 days"``.
+
+    Args:
+        hours: decides the unit.
+        others: bounds around it, which follow in brackets: ``"25 min (20 to 31)"``.
+    """
+    scales = ((0.025, 3600.0, "s"), (1.5, 60.0, "min"), (72.0, 1.0, "h"), (float("inf"), 1 / 24, "days"))
+    size, unit = next((size, unit) for limit, size, unit in scales if hours < limit)
+    shown = [f"{n:.{0 if n >= 10 else 1 if n >= 1 else 2}f}" for n in (size * h for h in (hours, *others))]
+    return f"{shown[0]} {unit}" + (f" ({' to '.join(shown[1:])})" if others else "")
+
+
+def usd(amount: float) -> str:
+    """``amount`` of dollars to the cent: ``"1,234.50"``; below a cent ``"0.01"``, as nothing is free."""
+    return f"{max(amount, 0.01):,.2f}" if amount > 0 else "0.00"
+
+
 def round_up(n: int, multiple: int) -> int:
     """The smallest multiple of ``multiple`` that is not below ``n``."""
     return -(-n // multiple) * multiple

@@ -34,9 +34,13 @@ def models(as_json: Json = False) -> None:
 def accuracy(
     file: Annotated[str, typer.Argument(help="Measurements in the schema of tables/measurements.csv.")],
     rows: Annotated[bool, typer.Option("--rows", help="Every row.")] = False,
+    time: Annotated[bool, typer.Option("--time", help="Step times: speeds as in tables/throughput.csv.")] = False,
     as_json: Json = False,
 ) -> None:
     """Predictions against published measurements of real runs."""
+    if time:
+        _time_accuracy(file, rows, as_json)
+        return
     from vramcalc import accuracy as measured
     from vramcalc.render_accuracy import accuracy_text
 
@@ -45,3 +49,14 @@ def accuracy(
         print_json(found.to_dict(rows=rows))
     else:
         print_text(accuracy_text(found, rows=rows))
+
+
+def _time_accuracy(file: str, rows: bool, as_json: bool) -> None:
+    from vramcalc.render_time_accuracy import time_accuracy_text
+    from vramcalc.time_accuracy import time_accuracy
+
+    found = time_accuracy(file)
+    if as_json:
+        print_json(found.to_dict(rows=rows))
+    else:
+        print_text(time_accuracy_text(found, rows=rows))

@@ -1,0 +1,218 @@
+"""New prices from gpuhunt's public catalogs into the user's own table. Needs the extra ``prices``.
+
+Whole or not at all: an outage, a provider without offers, or far fewer offers than before is an error, and the table
+that was there stays. Offers of providers that gpuhunt does not publish are carried over with their own dates.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import logging
+import re
+import socket
+from collections import Counter
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vramcalc import prices, tables
+from vramcalc.errors import MissingExtra, PriceError, UnknownName
+from vramcalc.files import write_whole
+from vramcalc.prices import Offer, Prices
+
+_KEPT = "the old prices stay"
+_NAMES = {"lambdalabs": "lambda"}
+"""Providers that the shipped table spells in another way."""
+_LEAST_SHARE = 0.5
+"""Of a provider's offers before: with fewer of them the new catalog counts as half."""
+_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True)
+class Refreshed:
+    """What a refresh brought.
+
+    Attributes:
+        prices: the new table.
+        fetched: offers by provider.
+        carried_over: offers of other providers, kept from the table before.
+        left_out: offers by GPU that stand for no board of ``tables/gpus.csv``, or for more than one.
+    """
+
+    prices: Prices
+    fetched: dict[str, int]
+    carried_over: int
+    left_out: Counter[str]
+
+
+def refresh(today: datetime.date, *, path: Path | None = None, without: Collection[str] = ()) -> Refreshed:
+    """Fetch the catalogs and put them in the place of the user's table.
+
+    Args:
+        today: date the offers are checked on; their prices carry the date of their catalog.
+        path: of the table, None for the one in the user's cache.
+        without: providers to go ahead without; their offers are carried over.
+
+    Raises:
+        MissingExtra: gpuhunt is not installed.
+        PriceError: no catalog, or not all of them whole; the old prices stay.
+        UnknownName: no such provider to go without.
+        OutputError: the table cannot be written.
+    """
+    path = path or prices.refreshed_path()
+    before = prices.read(path if path.exists() else prices.shipped_path())
+    catalogs = _fetch(without)
+    left_out: Counter[str] = Counter()
+    found = {name: tuple(_offers(name, *versioned, today, left_out)) for name, versioned in catalogs.items()}
+    _compare(found, before)
+    kept = tuple(o for o in before if o.provider not in found)
+    offers = tuple(o for mine in found.values() for o in mine) + kept
+    write_whole(path, prices.as_csv(offers), check=prices.read)
+    fetched = {name: len(mine) for name, mine in found.items()}
+    return Refreshed(Prices(prices.read(path), path, refreshed=True), fetched, len(kept), left_out)
+
+
+def _fetch(without: Collection[str]) -> dict[str, tuple[str, list[Any]]]:
+    """Version and items of every provider's catalog, by our name of the provider."""
+    try:
+        import gpuhunt
+        from gpuhunt._internal.catalog import OFFLINE_PROVIDERS
+    except ImportError as err:
+        raise MissingExtra("prices", "refreshing prices reads gpuhunt's catalogs", ["gpuhunt"]) from err
+    ours = {theirs: _NAMES.get(theirs, theirs) for theirs in OFFLINE_PROVIDERS}
+    for name in without:
+        if name not in ours.values():
+            raise UnknownName("provider", name, ours.values(), f"gpuhunt publishes {', '.join(ours.values())}")
+    catalog = gpuhunt.Catalog(auto_reload=False)
+    with _logged("gpuhunt") as said, _timeout(_TIMEOUT_S):
+        try:
+            catalog.load()
+        except (gpuhunt.GPUHuntError, OSError) as err:
+            raise PriceError(f"no catalog can be fetched ({_why(said) or err}): {_KEPT}; try again later") from err
+    # query() of a catalog that was not loaded answers with an empty list: what was loaded is asked for itself.
+    wanted = [theirs for theirs, name in ours.items() if name not in without]
+    failed = [ours[theirs] for theirs in wanted if theirs not in catalog.catalog]
+    if failed:
+        raise PriceError(
+            f"no catalog of {', '.join(failed)} ({_why(said)}): {_KEPT}; try again later, or go ahead with "
+            f"{' '.join(f'--without {name}' for name in failed)}"
+        )
+    return {ours[t]: (catalog.catalog[t].version, catalog.catalog[t].items) for t in wanted}
+
+
+def _offers(name: str, version: str, items: list[Any], today: datetime.date, left_out: Counter[str]) -> Iterator[Offer]:
+    """The cheapest of equal offers, for GPUs that are known."""
+    as_of = _date_of(name, version, today)
+    best: dict[tuple[object, ...], Offer] = {}
+    for item in items:
+        if not item.gpu_count or not item.gpu_name or not item.price > 0:
+            continue
+        gpu_id = gpu_id_of(name, item.gpu_name, item.gpu_memory, item.instance_name)
+        if gpu_id is None:
+            left_out[f"{item.gpu_name} {item.gpu_memory or 0:g} GB"] += 1
+            continue
+        offer = Offer(
+            provider=name,
+            region=item.location.strip(),
+            gpu_id=gpu_id,
+            gpu_count=item.gpu_count,
+            instance=item.instance_name.strip(),
+            tier="spot" if item.spot else "on_demand",
+            price_usd_hour=item.price,
+            as_of=as_of,
+            kind="gpuhunt",
+            source=f"gpuhunt catalog v3/{name}/{version}",
+            checked_on=today,
+            note="",
+        )
+        if offer.key not in best or offer.price_usd_hour < best[offer.key].price_usd_hour:
+            best[offer.key] = offer
+    yield from best.values()
+
+
+def _date_of(name: str, version: str, today: datetime.date) -> datetime.date:
+    """A catalog's date: its version begins with it, as in ``20261120-412``."""
+    try:
+        found = datetime.datetime.strptime(version[:8], "%Y%m%d").date()
+    except ValueError as err:
+        raise PriceError(f"the catalog of {name} has no date in its version {version[:40]!r}: {_KEPT}") from err
+    if found > today:
+        raise PriceError(f"the catalog of {name} is of {found}, which is not yet: {_KEPT}; correct the clock")
+    return found
+
+
+def gpu_id_of(provider: str, gpu_name: str, memory_gb: float | None, instance: str) -> str | None:
+    """The GPU that a catalog means, None where it is not in the table or could be one of several.
+
+    Args:
+        provider: of the instance, as we spell it.
+        gpu_name: as gpuhunt spells it; A100 and H100 are names of several boards.
+        memory_gb: of one GPU, by the catalog.
+        instance: its name, which may say which board it is.
+    """
+    found = {
+        row["gpu_id"]
+        for row in tables.read("price_gpus")
+        if row["gpu_name"].lower() == gpu_name.lower()
+        and float(row["memory_gb"]) == memory_gb
+        and row["provider"] in ("", provider)
+        and re.search(row["instance"], instance)
+    }
+    return found.pop() if len(found) == 1 else None
+
+
+def _compare(found: dict[str, tuple[Offer, ...]], before: tuple[Offer, ...]) -> None:
+    """Refuse providers that have no offers, or far fewer than they had."""
+    for name, offers in found.items():
+        known = sum(o.provider == name for o in before)
+        if not offers or len(offers) < _LEAST_SHARE * known:
+            had = f", {known:,} before" if known else ""
+            raise PriceError(
+                f"the catalog of {name} has {len(offers):,} offers{had}: taken for half, and {_KEPT}; try again later, "
+                f"or go ahead with --without {name}"
+            )
+
+
+# -- what gpuhunt leaves to its caller ---------------------------------------------------------------------------------
+
+
+class _Said(logging.Handler):
+    """What a library logs, kept instead of shown."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.errors: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep what was raised."""
+        raised = record.exc_info[1] if record.exc_info else None
+        self.errors.append(str(raised or record.getMessage()))
+
+
+@contextlib.contextmanager
+def _logged(name: str) -> Iterator[list[str]]:
+    logger, said = logging.getLogger(name), _Said()
+    propagates, logger.propagate = logger.propagate, False
+    logger.addHandler(said)
+    try:
+        yield said.errors
+    finally:
+        logger.removeHandler(said)
+        logger.propagate = propagates
+
+
+def _why(said: list[str]) -> str:
+    return "; ".join(dict.fromkeys(said))
+
+
+@contextlib.contextmanager
+def _timeout(seconds: float) -> Iterator[None]:
+    """A time limit for sockets: gpuhunt opens addresses without one, and would wait for a silent server for ever."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)

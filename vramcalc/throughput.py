@@ -1,0 +1,274 @@
+"""Published training speeds, and the steps they were taken of.
+
+One row per figure; ``tables/throughput.csv`` is such a file, in the vocabulary of ``tables/measurements.csv``. A row
+becomes a step only where everything that decides its duration is known and counted; any other row has a reason.
+
+References:
+    Each row names its source as ``owner/repository@commit:path``.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from vramcalc import catalog, matrices, tables
+from vramcalc.errors import DataError, Unsupported
+from vramcalc.flops import Tokens, seen
+from vramcalc.matrices import Matrices
+from vramcalc.specs import FullFineTuning, LoRA, Method, QLoRA, Stack, TrainingSpec
+from vramcalc.timing_terms import Recipe, Work, work_of
+
+COLUMNS = (
+    "case_id", "source", "model", "method", "rank", "targets", "modules_to_save", "lora_dropout", "adapter_dtype",
+    "weights_dtype", "autocast", "quant", "kbit_prepare", "optimizer", "micro_batch", "seq_len", "seq_kind",
+    "tokens_per_step", "grad_accum", "checkpointing", "attention", "loss", "kernels", "stack", "n_gpus", "sharding",
+    "offload", "gpu", "value", "unit", "scope", "wall_time_s", "steps", "note", "checked_on",
+)  # fmt: skip
+"""What a file must have; other columns are carried along."""
+
+Row = Mapping[str, str]
+
+_DTYPES: dict[str, Any] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+_KINDS = ("fixed", "packed", "padded", "padding_free", "mean_known", "max_not_reached")
+_CHECKPOINTING: dict[str, Any] = {
+    "none": "none",
+    "reentrant": "reentrant",
+    "non_reentrant": "non_reentrant",
+    "full": "reentrant",
+}
+_ATTENTION = ("flash1", "flash2", "flash", "sdpa", "eager")
+_LOSSES: dict[str, Any] = {
+    "full": "full",
+    "": "full",
+    "other": "full",
+    "chunked": "chunked",
+    "liger": "fused_linear",
+    "unsloth": "full",
+}
+_OPTIMIZERS: dict[str, Any] = {
+    "adamw_torch_fused": "adamw_torch_fused",
+    "paged_adamw_8bit": "paged_adamw_8bit",
+    "adam_bnb_8bit": "adamw_bnb_8bit",
+    "adafactor": "adafactor",
+}
+"""Any other is torch's AdamW over several tensors at once, its default."""
+_WITHOUT_FLASH = ("t4", "v100-sxm2-16")
+_UNITS = ("tokens/s", "samples/s", "s/step")
+
+
+@dataclass(frozen=True)
+class MeasuredStep:
+    """A row as a step: what was done, on which GPU, in which time.
+
+    Attributes:
+        row: as read.
+        gpu: id in the table of GPUs.
+        work: counts.
+        step_s: duration of an optimizer step. [s]
+        apart: real tokens are known and padding is not, so that the work is a lower bound.
+    """
+
+    row: Row
+    gpu: str
+    work: Work
+    step_s: float
+    apart: bool
+
+    @property
+    def model(self) -> str:
+        """The model, for leaving it out."""
+        return self.row["model"]
+
+    @property
+    def source(self) -> str:
+        """Whose measurement it is, for leaving it out: the repository."""
+        return self.row["source"].partition("@")[0].split(" ")[0]
+
+
+class _Reason(Unsupported):
+    """Why a row is not predicted, in few words: rows are counted by it."""
+
+
+def read_throughput(path: str | Path) -> list[Row]:
+    """Rows of a file in the schema.
+
+    Raises:
+        DataError: no such file, not CSV text, columns are missing, or a row holds what its column does not allow; the
+            message names the line and the column.
+    """
+    try:
+        with Path(path).open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            missing = [c for c in COLUMNS if c not in (reader.fieldnames or ())]
+            if missing:
+                raise DataError(f"{path} lacks the columns {', '.join(missing)}; see tables/throughput.csv")
+            rows: list[Row] = []
+            for row in reader:
+                _check(row, f"{path}, line {reader.line_num}")
+                rows.append(row)
+            return rows
+    except (OSError, UnicodeDecodeError, csv.Error) as err:
+        raise DataError(f"{path} cannot be read as CSV: {err}; give a file like tables/throughput.csv") from err
+
+
+def _check(row: dict[str, str], where: str) -> None:
+    if None in row or None in row.values():
+        raise DataError(f"{where}: expected as many fields as the header has; quote those with commas")
+    if not row["case_id"]:
+        raise DataError(f"{where}: case_id is empty; give each row an id")
+    if not row["source"]:
+        raise DataError(f"{where}: source is empty; say where the figure was published")
+    try:
+        tables.checked_on(row)
+    except DataError as err:
+        raise DataError(f"{where}: {err}") from err
+    if not _positive(row["value"]):
+        raise DataError(f"{where}: value = {row['value']!r}: expected a positive number, the speed or duration")
+    for column in ("rank", "micro_batch", "seq_len", "grad_accum", "n_gpus", "steps"):
+        if row[column] and not (row[column].isdecimal() and int(row[column]) > 0):
+            raise DataError(f"{where}: {column} = {row[column]!r}: expected a whole number above 0, or nothing")
+    if row["tokens_per_step"] and not _positive(row["tokens_per_step"]):
+        raise DataError(
+            f"{where}: tokens_per_step = {row['tokens_per_step']!r}: expected a positive number, or nothing"
+        )
+    if row["seq_kind"] not in _KINDS:
+        raise DataError(f"{where}: seq_kind = {row['seq_kind']!r}: expected one of {', '.join(_KINDS)}")
+
+
+def _positive(text: str) -> bool:
+    try:
+        return 0 < float(text) < math.inf
+    except ValueError:
+        return False
+
+
+def measured_step(row: Row) -> MeasuredStep:
+    """A row as a step.
+
+    Raises:
+        Unsupported: something about the run is unknown or not counted; the message is the reason, in few words.
+    """
+    _refuse(row)
+    model = _model(row)
+    method, stack = _method(row), _stack(row)
+    training = TrainingSpec(
+        micro_batch_size=int(row["micro_batch"]),
+        seq_len=int(row["seq_len"]),
+        gradient_accumulation_steps=int(row["grad_accum"] or 1),
+        gradient_checkpointing=_CHECKPOINTING[row["checkpointing"]],
+        optim=_OPTIMIZERS.get(row["optimizer"].partition("@")[0], "adamw_torch"),
+        max_grad_norm=1.0 if row["stack"] in ("trainer", "trl") else 0.0,
+    )
+    tokens = _tokens(row, training, model)
+    kernels = row["kernels"].split(";")
+    recipe = Recipe(
+        flash=row["gpu"] not in _WITHOUT_FLASH and "memory-efficient" not in row["note"],
+        fused="foak" in kernels or "liger" in kernels,
+        compiled="compile" in kernels,
+        norms_float32=row["kbit_prepare"] == "norms",
+        gptq=row["quant"] == "gptq4",
+    )
+    work = work_of(model, method, training, stack, recipe, tokens)
+    return MeasuredStep(row, row["gpu"], work, _step_s(row, training, tokens), row["seq_kind"] == "mean_known")
+
+
+def _model(row: Row) -> Matrices:
+    found = matrices.known().get(row["model"].lower())
+    if found is not None:
+        return found
+    if row["model"].lower() not in _in_table():
+        raise _Reason(f"matrices unknown: {row['model']}")
+    try:
+        return Matrices.of(catalog.model(row["model"]))
+    except Unsupported:
+        raise _Reason(f"matrices unknown: {row['model']}") from None
+
+
+@cache
+def _in_table() -> frozenset[str]:
+    """Names of the models in the table, in lower case; no other is looked up, for that would ask the hub."""
+    return frozenset(
+        name.lower() for row in tables.read("models") for name in (row["hf_id"], row["alias"], *row["also"].split())
+    )
+
+
+def _refuse(row: Row) -> None:
+    """Go through what a row may have that no step can be made of, the most general first."""
+    checks = (
+        (row["n_gpus"] == "1", "several GPUs"),
+        (row["method"] in ("full", "lora", "qlora"), f"method: {row['method']}"),
+        (row["quant"] in ("none", "nf4", "fp4", "gptq4", ""), f"quantisation: {row['quant']}"),
+        (bool(row["gpu"]), "GPU unknown"),
+        (row["seq_kind"] != "max_not_reached", "lengths unknown"),
+        (row["attention"] in _ATTENTION, f"attention: {row['attention'] or 'unknown'}"),
+        (row["checkpointing"] in _CHECKPOINTING, f"checkpointing: {row['checkpointing'] or 'unknown'}"),
+        (row["sharding"] != "zero3", "ZeRO-3, which gathers weights by module"),
+        (row["offload"] in ("none", ""), f"offload of {row['offload']}"),
+        ("implausible" not in row["note"], "implausible: beyond the GPU's peak"),
+        (row["weights_dtype"] in _DTYPES, "weights dtype unknown"),
+        (bool(row["micro_batch"]) and bool(row["seq_len"]), "batch unknown"),
+        (
+            row["method"] == "full" or (bool(row["rank"]) and row["targets"] not in ("", "peft-default")),
+            "adapters unknown",
+        ),
+        (row["unit"] in _UNITS, f"unit: {row['unit']}"),
+    )
+    for holds, reason in checks:
+        if not holds:
+            raise _Reason(reason)
+
+
+def _method(row: Row) -> Method:
+    if row["method"] == "full":
+        return FullFineTuning()
+    fields: dict[str, Any] = {
+        "rank": int(row["rank"]),
+        "lora_dropout": float(row["lora_dropout"] or 0),
+        "target_modules": row["targets"].split(";") if row["targets"] != "all-linear" else "all-linear",
+        "modules_to_save": [m for m in row["modules_to_save"].split(";") if m],
+    }
+    if row["method"] == "lora":
+        return LoRA(**fields)
+    return QLoRA(**fields, bnb_4bit_compute_dtype=_DTYPES[row["weights_dtype"]])
+
+
+def _stack(row: Row) -> Stack:
+    return Stack(
+        dtype=_DTYPES[row["weights_dtype"]],
+        autocast=_DTYPES.get(row["autocast"]),
+        adapter_dtype="float32" if row["adapter_dtype"] in ("fp32", "") else "weights",
+        prepare_model_for_kbit_training=row["kbit_prepare"] == "1",
+        attn_implementation="eager" if row["attention"] == "eager" else "sdpa",
+        loss=_LOSSES[row["loss"]],
+    )
+
+
+def _tokens(row: Row, training: TrainingSpec, model: Matrices) -> Tokens:
+    """Tokens of a micro-batch; where only their number is known, sequences of the mean length."""
+    batch, seq = training.micro_batch_size, training.seq_len
+    if row["seq_kind"] in ("fixed", "packed"):
+        return Tokens.padded([seq] * batch, window=model.sliding_window)
+    if not row["tokens_per_step"]:
+        raise _Reason("lengths unknown")
+    total = float(row["tokens_per_step"]) / training.gradient_accumulation_steps
+    length = max(1, round(total / batch))
+    n = round(total)
+    return Tokens(n, n, batch * seen(length, model.sliding_window), batch * length * length, length)
+
+
+def _step_s(row: Row, training: TrainingSpec, tokens: Tokens) -> float:
+    """Duration of an optimizer step. [s]"""
+    value, micro_steps = float(row["value"]), training.gradient_accumulation_steps
+    match row["unit"]:
+        case "tokens/s":
+            return tokens.real * micro_steps / value
+        case "samples/s":
+            return training.micro_batch_size * micro_steps / value
+        case _:
+            return value

@@ -1,0 +1,196 @@
+"""How far predicted step times are from published ones, each predicted by a fit that has not seen it."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vramcalc import tables
+from vramcalc.errors import Unsupported
+from vramcalc.throughput import MeasuredStep, Row, measured_step, read_throughput
+from vramcalc.timing_fit import sample
+from vramcalc.timing_intervals import LeftOut, covered, held_out, predicted
+from vramcalc.timing_table import timing_table
+
+LEFT_OUT: tuple[LeftOut, ...] = ("model", "source")
+
+
+@dataclass(frozen=True)
+class TimeGroup:
+    """Errors of the rows of one GPU and method; shares of the measured duration.
+
+    Attributes:
+        left_out: what the fit had not seen of each row: its model, or its source.
+        gpu: id, or ``all``.
+        method: ``full``, ``lora``, ``qlora``, with the kind of four-bit weights where it is not bitsandbytes'.
+        count: rows.
+        mape: mean of the absolute errors.
+        median: of the absolute errors.
+        bias: mean of the errors.
+        worst: largest absolute error, with its sign.
+        worst_case: id of that row.
+        coverage: share of the rows whose 90 % interval holds the measured duration.
+        width: mean of upper end over prediction, less one.
+    """
+
+    left_out: str
+    gpu: str
+    method: str
+    count: int
+    mape: float
+    median: float
+    bias: float
+    worst: float
+    worst_case: str
+    coverage: float | None
+    width: float | None
+
+
+@dataclass(frozen=True)
+class TimedRow:
+    """A row, and what fits that had not seen it say.
+
+    Attributes:
+        row: as read.
+        step_s: measured duration of an optimizer step, None where the row says too little. [s]
+        predicted: seconds, lower and upper end, by what was left out. [s]
+        reason: why there is no prediction, empty where there is one.
+    """
+
+    row: Row
+    step_s: float | None
+    predicted: dict[str, tuple[float, float, float]]
+    reason: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        found = {what: dict(zip(("s", "low_s", "high_s"), v, strict=True)) for what, v in self.predicted.items()}
+        return {"case_id": self.row["case_id"], "step_s": self.step_s, "predicted": found, "reason": self.reason}
+
+
+@dataclass(frozen=True)
+class TimeAccuracy:
+    """What a file of speeds says about predicted times.
+
+    Attributes:
+        groups: by what was left out, GPU and method; ``all`` first.
+        apart: of rows whose padding is unknown, so that their work is a lower bound, by the shipped fit.
+        unsupported: rows by reason.
+        rows: every row.
+    """
+
+    groups: list[TimeGroup]
+    apart: list[TimeGroup]
+    unsupported: Counter[str]
+    rows: list[TimedRow]
+
+    def to_dict(self, *, rows: bool = False) -> dict[str, Any]:
+        """Plain values; field names are stable."""
+        found: dict[str, Any] = {
+            "groups": [vars(g) for g in self.groups],
+            "apart": [vars(g) for g in self.apart],
+            "unsupported": dict(self.unsupported.most_common()),
+        }
+        if rows:
+            found["rows"] = [r.to_dict() for r in self.rows]
+        return found
+
+
+@dataclass(frozen=True)
+class _Error:
+    """One held-out prediction: how far off, whether its interval holds, and the half-width as a logarithm."""
+
+    step: MeasuredStep
+    error: float
+    covered: bool | None
+    width: float | None
+
+
+def time_accuracy(path: str | Path) -> TimeAccuracy:
+    """Predict every row of a file that can be predicted, without its model and without its source.
+
+    The fits learn from the shipped rows and those of the file.
+
+    Args:
+        path: in the schema of :mod:`vramcalc.throughput`.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    asked = read_throughput(path)
+    ids = {row["case_id"] for row in asked}
+    shipped = [r for r in read_throughput(tables.directory() / "throughput.csv") if r["case_id"] not in ids]
+    mine, reasons = _steps(asked)
+    known = [sample(s) for s in mine if not s.apart]
+    learned = known + [sample(s) for s in _steps(shipped)[0] if not s.apart]
+    groups: list[TimeGroup] = []
+    said: dict[str, dict[str, tuple[float, float, float]]] = defaultdict(dict)
+    for what in LEFT_OUT:
+        every = held_out(learned, what)
+        errors = list(zip(every, covered(every), strict=True))[: len(known)]
+        groups += _groups(what, [_Error(e.sample.step, e.error, ok, width) for e, (ok, width) in errors])
+        for e, (_, width) in errors:
+            said[e.sample.step.row["case_id"]][what] = _interval(e.prediction.s, width)
+    apart = [s for s in mine if s.apart]
+    durations = {s.row["case_id"]: s.step_s for s in mine}
+    timed = [TimedRow(r, durations.get(r["case_id"]), said[r["case_id"]], reasons.get(r["case_id"], "")) for r in asked]
+    return TimeAccuracy(groups, _apart(apart), Counter(r.partition(":")[0] for r in reasons.values()), timed)
+
+
+def _steps(rows: Sequence[Row]) -> tuple[list[MeasuredStep], dict[str, str]]:
+    """Rows that can be predicted, and why the others cannot, by id."""
+    found, reasons = [], {}
+    for row in rows:
+        try:
+            found.append(measured_step(row))
+        except Unsupported as err:
+            reasons[row["case_id"]] = str(err)
+    return found, reasons
+
+
+def _interval(seconds: float, half_width: float) -> tuple[float, float, float]:
+    return seconds, seconds / math.exp(half_width), seconds * math.exp(half_width)
+
+
+def _apart(steps: Sequence[MeasuredStep]) -> list[TimeGroup]:
+    """Rows of unknown padding, by the shipped fit, which has not learned from them."""
+    c = timing_table().coefficients
+    errors = [_Error(s, predicted(sample(s), c).s / s.step_s - 1, None, None) for s in steps]
+    return list(_by_regime("nothing", errors))
+
+
+def _groups(left_out: str, errors: Sequence[_Error]) -> list[TimeGroup]:
+    if not errors:
+        return []
+    return [_group(left_out, "all", "", errors), *_by_regime(left_out, errors)]
+
+
+def _by_regime(left_out: str, errors: Sequence[_Error]) -> Iterator[TimeGroup]:
+    regimes: dict[tuple[str, str], list[_Error]] = defaultdict(list)
+    for e in errors:
+        gptq = " (GPTQ)" if e.step.row["quant"] == "gptq4" else ""
+        regimes[e.step.gpu, e.step.row["method"] + gptq].append(e)
+    for gpu, method in sorted(regimes):
+        yield _group(left_out, gpu, method, regimes[gpu, method])
+
+
+def _group(left_out: str, gpu: str, method: str, errors: Sequence[_Error]) -> TimeGroup:
+    values = [e.error for e in errors]
+    worst = max(errors, key=lambda e: abs(e.error))
+    held = [e.covered for e in errors if e.covered is not None]
+    widths = [math.exp(e.width) - 1 for e in errors if e.width is not None]
+    return TimeGroup(
+        left_out, gpu, method, len(errors),
+        mape=statistics.fmean(map(abs, values)),
+        median=statistics.median(map(abs, values)),
+        bias=statistics.fmean(values),
+        worst=worst.error,
+        worst_case=worst.step.row["case_id"],
+        coverage=statistics.fmean(held) if held else None,
+        width=statistics.fmean(widths) if widths else None,
+    )  # fmt: skip

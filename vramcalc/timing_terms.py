@@ -1,0 +1,304 @@
+"""What takes time in a training step: quantities of work, by what limits each.
+
+Every quantity is a pure count: operations for the tensor cores, bytes for the memory, kernel launches for the host. A
+GPU's data sheet turns operations and bytes into the least time that they can take; :mod:`vramcalc.timing_model` turns
+that into seconds. Counts of bytes follow the eager PyTorch code of the modules: each element-wise operation reads its
+operands and writes its result.
+
+References:
+    Williams et al., "Roofline", CACM 52(4), 2009.
+    transformers modeling_llama.py; peft tuners/lora/layer.py; bitsandbytes functional.py; torch optim/adamw.py.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+from vramcalc.flops import Flops, Tokens, step_flops
+from vramcalc.matrices import Matrices
+from vramcalc.methods.lora import is_saved, is_target, layers_alike
+from vramcalc.specs import FullFineTuning, LoRA, Method, QLoRA, Stack, TrainingSpec
+
+Kernel = Literal["flash", "efficient", "eager"]
+_ACCESSES = {
+    "8bit": 3,
+    "4bit": 3,
+    "torch_fused": 7,
+    "adamw_torch": 19,
+    "adafactor": 14,
+    "momentum": 5,
+    "sgd": 3,
+    "lion": 5,
+}
+"""Times that an optimizer's step reads or writes an element as wide as the parameter, by part of its name, the first
+that fits: one kernel goes through parameter, gradient and two moments once, torch's multi-tensor AdamW op by op. States
+in 8 or 4 bits are counted apart."""
+_SIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What decides speed and is no part of a :class:`~vramcalc.specs.Stack`.
+
+    Attributes:
+        flash: attention in 16 bits runs FlashAttention; else, and always in float32, the memory-efficient kernel.
+        fused: norms, rotations and the loss run as one kernel each (Liger, Unsloth's and fms-acceleration's kernels).
+        compiled: the layers went through ``torch.compile``.
+        norms_float32: the weights of the norms are in float32, and so is what they return.
+        gptq: four-bit weights are GPTQ's, not those of bitsandbytes.
+    """
+
+    flash: bool = True
+    fused: bool = False
+    compiled: bool = False
+    norms_float32: bool = False
+    gptq: bool = False
+
+
+@dataclass(frozen=True)
+class Work:
+    """Counts of one optimizer step.
+
+    Attributes:
+        quantities: counts by name, see :data:`vramcalc.timing_model.TERMS`.
+        model_flops: operations that training needs, for the utilisation.
+        flops: operations that are done, recomputation included.
+        tokens: tokens of text.
+        computed_tokens: tokens that pass through the layers, padding included.
+        micro_tokens: computed tokens of one micro-batch.
+        longest: length of the longest sequence.
+        dtype: of most products.
+    """
+
+    quantities: Mapping[str, float]
+    model_flops: int
+    flops: int
+    tokens: int
+    computed_tokens: int
+    micro_tokens: int
+    longest: int
+    dtype: str
+
+
+def work_of(
+    model: Matrices,
+    method: Method,
+    training: TrainingSpec,
+    stack: Stack,
+    recipe: Recipe | None = None,
+    tokens: Tokens | None = None,
+) -> Work:
+    """Count what an optimizer step does.
+
+    Args:
+        model: its matrices.
+        method: what trains.
+        training: batch, length, accumulation, checkpointing and optimizer.
+        stack: dtypes, attention and loss.
+        recipe: kernels.
+        tokens: of a micro-batch; None, full sequences.
+
+    Raises:
+        Unsupported: as :func:`vramcalc.flops.step_flops`.
+    """
+    eager = stack.attn_implementation == "eager"
+    done = step_flops(model, method, training, stack, tokens=tokens, square=eager)
+    needed = step_flops(model, method, training, stack, tokens=tokens) if eager else done
+    sizes = _Sizes(model, method, training, stack, recipe or Recipe(), done)
+    dtypes = done.by("dtype")
+    n = done.micro_steps
+    return Work(
+        sizes.quantities(), needed.model, done.total, n * done.tokens.real, n * done.tokens.computed,
+        done.tokens.computed, done.tokens.longest, max(dtypes, key=lambda d: dtypes[d]),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """Goes from what a step is to its counts; bytes and launches are of one micro-batch."""
+
+    model: Matrices
+    method: Method
+    training: TrainingSpec
+    stack: Stack
+    recipe: Recipe
+    flops: Flops
+
+    def quantities(self) -> dict[str, float]:
+        found: dict[str, float] = defaultdict(float)
+        for row in self.flops.rows:
+            found[self._kind(row.what, 8 * _SIZE[row.dtype])] += row.flops
+        per_micro = {
+            "weights": self.weights,
+            "scores": self.scores,
+            "compiled element-wise" if self.recipe.compiled else "element-wise": self.elementwise,
+            "compiled adapters" if self.recipe.compiled else "adapters": self.adapters,
+            "logits": self.logits,
+            "GPTQ" if self.recipe.gptq else "dequantisation": self.dequantised,
+            "layer launches": self.model.num_hidden_layers * self.passes,
+            "adapter launches": len(self.adapted) * self.passes,
+            "dequantisation launches": self.quantised * self.passes,
+            "experts": self.experts * self.passes,
+        }
+        for name, count in per_micro.items():
+            found[name] += self.flops.micro_steps * count
+        return {**found, "optimizer": self.optimizer, "steps": 1.0}
+
+    def _kind(self, what: str, bits: int) -> str:
+        """The quantity that a row of FLOPs belongs to."""
+        if what != "attention" or self.stack.attn_implementation == "eager":
+            return f"products {bits}"
+        return "flash" if self.recipe.flash and bits == 16 else f"efficient {bits}"
+
+    # -- what counts are made of -------------------------------------------------------------------------------------
+
+    @property
+    def again(self) -> int:
+        """Whether the forward pass of the layers runs twice."""
+        return int(self.training.gradient_checkpointing != "none")
+
+    @property
+    def passes(self) -> int:
+        """Forward, backward and recomputation."""
+        return 2 + self.again
+
+    @property
+    def token_layers(self) -> int:
+        """Tokens times layers."""
+        return self.flops.tokens.computed * self.model.num_hidden_layers
+
+    @cached_property
+    def adapted(self) -> list[tuple[int, int]]:
+        """Widths of all projections that have an adapter."""
+        method, model = self.method, self.model
+        if not isinstance(method, LoRA):
+            return []
+        alike = layers_alike(method, model.num_hidden_layers)
+        found = [
+            (x.d_in, x.d_out)
+            for layer in range(1 if alike else model.num_hidden_layers)
+            for x in model.linears
+            if is_target(method, model.prefix.format(layer) + x.name)
+            for _ in range(x.copies)
+        ]
+        return found * model.num_hidden_layers if alike else found
+
+    @property
+    def quantised(self) -> int:
+        """Projections in four bits."""
+        model = self.model
+        return model.num_hidden_layers * sum(x.copies for x in model.linears) if isinstance(self.method, QLoRA) else 0
+
+    @property
+    def experts(self) -> int:
+        """Experts that tokens are sent to, in all layers."""
+        copies = max(x.copies for x in self.model.linears)
+        return self.model.num_hidden_layers * copies if copies > 1 else 0
+
+    @property
+    def computing(self) -> int:
+        """Bytes of an element inside the layers."""
+        low = self.method.bnb_4bit_compute_dtype if isinstance(self.method, QLoRA) else self.stack.dtype
+        return _SIZE[self.stack.autocast or low]
+
+    @property
+    def prepared(self) -> bool:
+        """Whether what bitsandbytes leaves alone is in float32."""
+        return isinstance(self.method, QLoRA) and self.stack.prepare_model_for_kbit_training
+
+    @property
+    def norms_float32(self) -> bool:
+        """Whether norms return float32: their weights are, or autocast runs torch's own LayerNorm in it."""
+        autocast = self.stack.autocast is not None and not self.model.eager_norms
+        return self.prepared or self.recipe.norms_float32 or autocast
+
+    @property
+    def inner(self) -> int:
+        """Bytes of an element between products: bitsandbytes returns the dtype that it was given."""
+        raised = self.norms_float32 and isinstance(self.method, QLoRA) and not self.recipe.gptq
+        return 4 if raised else self.computing
+
+    @property
+    def weights(self) -> float:
+        """Weights read by the products and gradients written; the copies that autocast makes of float32 weights."""
+        model, size = self.model, self.computing
+        layers = model.layer_params * model.num_hidden_layers
+        trained = layers if isinstance(self.method, FullFineTuning) else 0
+        copies = 6 * layers if _SIZE[self.stack.dtype] > size and not self.quantised else 0
+        head = model.hidden_size * model.vocab_size
+        return size * (self.passes * layers + 2 * head + trained) + (1 + self.again) * copies
+
+    @property
+    def scores(self) -> float:
+        """Attention scores of eager code: two products, a mask, a softmax in float32, a cast."""
+        if self.stack.attn_implementation != "eager":
+            return 0
+        size = _SIZE[self.stack.autocast] if self.stack.autocast else self.inner
+        elements = self.flops.tokens.square * self.model.num_attention_heads * self.model.num_hidden_layers
+        return elements * (9 * size + 8) * (2.5 + self.again)
+
+    @property
+    def elementwise(self) -> float:
+        """Norms, residual sums, rotations and activations, forward, backward and again."""
+        m, c = self.model, self.computing
+        inner = self.inner
+        stream = max(inner, _SIZE[self.stack.dtype])
+        normed = 4 if self.norms_float32 else stream
+        kernels = self.recipe.fused or not m.eager_norms
+        norm = 2 * m.hidden_size * (stream + normed if kernels else 28 + stream + 3 * normed)
+        rotation = 0 if not m.rotary else (2 if self.recipe.fused else 10) * inner * (m.query_size + m.key_size)
+        activation = (5 if m.gated else 2) * inner * m.inner_size
+        # Autocast keeps copies of weights, not of activations: each product casts its input again.
+        wide = [x for x in m.linears if x.role not in ("o", "down")]
+        casts = sum((4 + c) * x.d_in * x.active for x in wide) if normed > c else 0
+        # Tokens are gathered for each expert, weighted and added up again.
+        routed = sum(7 * normed * x.d_in * x.active for x in m.linears if x.role == "up" and x.copies > 1)
+        rest = 6 * stream * m.hidden_size + 2 * inner * m.query_size
+        return self.token_layers * (norm + rotation + activation + casts + routed + rest) * (3 + self.again)
+
+    @property
+    def adapters(self) -> float:
+        """Inputs copied for dropout and casts, results scaled and added."""
+        c = self.computing
+        a = c if self.stack.autocast or self.stack.adapter_dtype == "weights" else _SIZE[self.stack.adapter_dtype]
+        dropped = 5 if isinstance(self.method, LoRA) and self.method.lora_dropout > 0 else 0
+        forward = sum(d_in * (c + a + dropped) + d_out * (3 * a + 3 * c) for d_in, d_out in self.adapted)
+        return self.flops.tokens.computed * forward * (3 + self.again)
+
+    @property
+    def logits(self) -> float:
+        """The loss over the vocabulary."""
+        one_kernel = self.recipe.fused or self.stack.loss != "full"
+        per_element = 12 if one_kernel else 24 if self.recipe.compiled else 44
+        return self.flops.tokens.computed * self.model.vocab_size * per_element
+
+    @property
+    def dequantised(self) -> float:
+        """Codes read and weights written, every time that they are used."""
+        if not self.quantised:
+            return 0
+        return self.model.layer_params * self.model.num_hidden_layers * (0.5 + self.computing) * self.passes
+
+    @property
+    def optimizer(self) -> float:
+        """Parameters, gradients and states, read and written once per step; gradients again where they are clipped."""
+        size = _SIZE[self.stack.dtype] if isinstance(self.method, FullFineTuning) else 4
+        optim = self.training.optim
+        accesses = next((n for name, n in _ACCESSES.items() if name in optim), 7)
+        states = 4 if "8bit" in optim or "4bit" in optim else 0
+        clipping = 3 if self.training.max_grad_norm else 0
+        return self.trainable * (size * (accesses + clipping) + states)
+
+    @property
+    def trainable(self) -> int:
+        """Elements that train."""
+        model, method = self.model, self.method
+        if not isinstance(method, LoRA):
+            return model.total_params
+        copied = sum(is_saved(method, name) for name in (model.embedding, "lm_head"))
+        saved = copied * model.vocab_size * model.hidden_size
+        return saved + method.rank * sum(d_in + d_out for d_in, d_out in self.adapted)
