@@ -7,9 +7,12 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vramcalc.measurements import Prediction, predict, read_measurements
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,17 @@ class Accuracy:
         if rows:
             found["rows"] = [p.to_dict() for p in self.predictions]
         return found
+
+    def plot(self) -> Figure:
+        """Predicted against measured, and the errors; see :func:`vramcalc.figures.accuracy`."""
+        from vramcalc import figures
+
+        return figures.accuracy(self)
+
+    def _repr_html_(self) -> str:
+        from vramcalc.render_html import accuracy_html
+
+        return accuracy_html(self)
 
 
 def accuracy(path: str | Path) -> Accuracy:

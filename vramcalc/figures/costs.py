@@ -1,0 +1,126 @@
+"""Cost against time."""
+
+from __future__ import annotations
+
+import datetime
+import math
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from vramcalc.errors import InvalidValue
+from vramcalc.figures.canvas import LINE, drawing, whole
+from vramcalc.palette import BLUE, GREY
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+class Choice(NamedTuple):
+    """One way to run a job.
+
+    Attributes:
+        label: what stands beside the point.
+        hours: how long it takes.
+        usd: what it costs.
+        low_hours, high_hours, low_usd, high_usd: ends of the intervals, None where there are none.
+    """
+
+    label: str
+    hours: float
+    usd: float
+    low_hours: float | None = None
+    high_hours: float | None = None
+    low_usd: float | None = None
+    high_usd: float | None = None
+
+
+def pareto(choices: Iterable[Sequence[Any]], *, priced_on: datetime.date, ax: Axes | None = None) -> Figure:
+    """Cost against time; those that no other beats in both are joined and dark.
+
+    Args:
+        choices: each a :class:`Choice` or its fields in order.
+        priced_on: date of the oldest price, shown with the dollars.
+        ax: axes to draw on, None for a new picture.
+
+    Raises:
+        InvalidValue: no choices, or a time or cost that is no positive number within its interval.
+        MissingExtra: matplotlib is not installed.
+    """
+    rows = [_checked(Choice(*c)) for c in choices]
+    if not rows:
+        raise InvalidValue("choices", rows, "at least one choice")
+    best = front(rows)
+    with drawing(ax, height=5) as (on,):
+        on.grid(visible=True, axis="both")
+        for row in rows:
+            _point(on, row, BLUE if row in best else GREY, dark=row in best)
+        on.plot([r.hours for r in best], [r.usd for r in best], color=BLUE, alpha=0.5, linewidth=1.2,
+                drawstyle="steps-post", zorder=1)  # fmt: skip
+        _scale(on, rows)
+        on.set_xlabel("time [hours]")
+        on.set_ylabel(f"cost [US dollars, prices of {priced_on.isoformat()}]")
+        on.set_title("joined: those that no other beats in both")
+        return whole(on)
+
+
+def front(rows: Iterable[Choice]) -> list[Choice]:
+    """Those that no other is at least as good as in both and better in one, the fastest first."""
+    found: list[Choice] = []
+    for row in sorted(rows, key=lambda r: (r.hours, r.usd)):
+        if not found or row.usd < found[-1].usd:
+            found.append(row)
+    return found
+
+
+def _checked(row: Choice) -> Choice:
+    for name, low, n, high in (
+        ("hours", row.low_hours, row.hours, row.high_hours),
+        ("usd", row.low_usd, row.usd, row.high_usd),
+    ):
+        ends = [n if low is None else low, n, n if high is None else high]
+        if not all(math.isfinite(e) and e > 0 for e in ends) or sorted(ends) != ends:
+            raise InvalidValue(f"{name} of {row.label}", tuple(ends), "positive numbers: low, value, high in order")
+    return row
+
+
+def _point(on: Axes, row: Choice, colour: str, *, dark: bool) -> None:
+    on.errorbar(
+        row.hours,
+        row.usd,
+        xerr=_whiskers(row.low_hours, row.hours, row.high_hours),
+        yerr=_whiskers(row.low_usd, row.usd, row.high_usd),
+        fmt="o",
+        color=colour,
+        elinewidth=1,
+        alpha=1 if dark else 0.5,
+        zorder=3 if dark else 2,
+    )
+    on.annotate(row.label, (row.hours, row.usd), xytext=(6, 5), textcoords="offset points", fontsize=9,
+                color=LINE if dark else "#666666", zorder=4)  # fmt: skip
+
+
+def _whiskers(low: float | None, n: float, high: float | None) -> list[list[float]] | None:
+    if low is None and high is None:
+        return None
+    return [[n - (n if low is None else low)], [(n if high is None else high) - n]]
+
+
+def _scale(on: Axes, rows: Sequence[Choice]) -> None:
+    """Room for every interval, and for the words to the right of the last point."""
+    scale, low, high = _limits([n for r in rows for n in (r.low_hours or r.hours, r.high_hours or r.hours)])
+    on.set_xscale(scale)
+    on.set_xlim(low, high)
+    on.xaxis.set_major_formatter("{x:g}")
+    scale, low, high = _limits([n for r in rows for n in (r.low_usd or r.usd, r.high_usd or r.usd)])
+    on.set_yscale(scale)
+    on.set_ylim(low, high)
+    on.yaxis.set_major_formatter("{x:g}")
+
+
+def _limits(values: Sequence[float]) -> tuple[Literal["log", "linear"], float, float]:
+    """Scale and ends of an axis: logarithmic where values differ by more than a factor of ten, else from zero."""
+    low, high = min(values), max(values)
+    if high > 10 * low:
+        return "log", low / 1.6, high * 2
+    return "linear", 0, high * 1.2
