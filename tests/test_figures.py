@@ -88,7 +88,7 @@ def test_a_picture_is_opaque_and_small_and_shows_itself(name: str) -> None:
     pixels = imread(io.BytesIO(png))
     assert pixels.shape[2] == 3 or (pixels[..., 3] == 1).all()
     assert (pixels[0, 0, :3] == 1).all()
-    assert len(png) < 100_000
+    assert len(png) < 40_000
     assert 400 < pixels.shape[0] < 700 or name == "ledgers"
     assert 800 < pixels.shape[1] < 1100
 

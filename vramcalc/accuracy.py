@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +56,7 @@ class Accuracy:
     groups: list[Group]
     apart: list[Group]
     unsupported: Counter[str]
-    predictions: list[Prediction]
+    predictions: list[Prediction] = field(repr=False)
 
     def to_dict(self, *, rows: bool = False) -> dict[str, Any]:
         """Plain values; field names are stable."""
