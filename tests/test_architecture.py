@@ -85,7 +85,7 @@ COMPARISONS = {"agreement", "difference"}
 
 AT_THE_TOP = {
     "matplotlib": {"figures.picture"},
-    "numpy": {"grid", "shadow.counts"},
+    "numpy": {"figures.curves", "grid", "shadow.counts"},
     "pydantic": {"spec_base", "specs", "options"},
     "tabulate": {"render"},
 }

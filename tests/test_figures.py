@@ -288,10 +288,10 @@ numbers = st.integers(1, 9).map(float)
 
 @given(st.lists(st.tuples(st.just("x"), numbers, numbers), min_size=1, max_size=12))
 def test_the_front_is_what_no_choice_beats(rows: list[tuple[str, float, float]]) -> None:
-    choices = [figures.Choice(*row) for row in rows]
+    choices = [figures.Run(*row) for row in rows]
     best = front(choices)
 
-    def beats(a: figures.Choice, b: figures.Choice) -> bool:
+    def beats(a: figures.Run, b: figures.Run) -> bool:
         return a.hours <= b.hours and a.usd <= b.usd and (a.hours, a.usd) != (b.hours, b.usd)
 
     assert all(not beats(a, b) for a in choices for b in best)
@@ -319,10 +319,16 @@ def test_dollars_come_with_their_date() -> None:
     ],
 )
 def test_times_and_costs_are_positive_and_inside_their_intervals(row: tuple[Any, ...]) -> None:
-    with pytest.raises(InvalidValue, match="of x"):
+    with pytest.raises(InvalidValue, match=r"of x = .*: expected positive numbers"):
         figures.pareto([row], priced_on=TODAY)
-    with pytest.raises(InvalidValue, match="at least one choice"):
+    with pytest.raises(InvalidValue, match="at least one run"):
         figures.pareto([], priced_on=TODAY)
+
+
+@pytest.mark.parametrize("row", [(), ("x", 1), ("x", 1, 1, 1, 1, 1, 1, 1)])
+def test_a_row_has_a_label_a_time_and_a_cost(row: tuple[Any, ...]) -> None:
+    with pytest.raises(InvalidValue, match=r"run = .*: expected label, hours, usd, low_hours"):
+        figures.pareto([row], priced_on="as given")
 
 
 # -- colours -----------------------------------------------------------------------------------------------------------

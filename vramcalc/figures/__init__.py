@@ -5,10 +5,10 @@ saves itself with ``savefig``; no global state of pyplot is touched. Background 
 picture reads the same on a light and on a dark page. Colours are those of :mod:`vramcalc.palette`.
 """
 
-from vramcalc.figures.costs import Choice, pareto
+from vramcalc.figures.costs import Run, pareto
 from vramcalc.figures.curves import grid
 from vramcalc.figures.memory import timeline
 from vramcalc.figures.scatter import accuracy
 from vramcalc.figures.stacks import ledgers
 
-__all__ = ["Choice", "accuracy", "grid", "ledgers", "pareto", "timeline"]
+__all__ = ["Run", "accuracy", "grid", "ledgers", "pareto", "timeline"]

@@ -15,9 +15,6 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-LINE = "#333333"
-"""Lines and words about limits."""
-
 
 @contextmanager
 def drawing(ax: Axes | None, width: float = 9.0, height: float = 4.5, columns: int = 1) -> Iterator[list[Axes]]:
@@ -44,6 +41,11 @@ def drawing(ax: Axes | None, width: float = 9.0, height: float = 4.5, columns: i
     figure = Picture(figsize=(width, height))
     with style.context(["default", STYLE]):
         yield [figure.add_subplot(1, columns, n + 1) for n in range(columns)]
+
+
+def ink(on: Axes) -> str:
+    """Colour for lines and words about limits: that of the axes' own words, whatever their style."""
+    return str(on.yaxis.label.get_color())
 
 
 def whole(ax: Axes) -> Figure:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from vramcalc.errors import InvalidValue
-from vramcalc.figures.canvas import LINE, drawing, whole
+from vramcalc.figures.canvas import drawing, ink, whole
 from vramcalc.palette import BLUE, GREY
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class Choice(NamedTuple):
+class Run(NamedTuple):
     """One way to run a job.
 
     Attributes:
@@ -35,21 +35,21 @@ class Choice(NamedTuple):
     high_usd: float | None = None
 
 
-def pareto(choices: Iterable[Sequence[Any]], *, priced_on: datetime.date, ax: Axes | None = None) -> Figure:
+def pareto(runs: Iterable[Sequence[Any]], *, priced_on: datetime.date | str, ax: Axes | None = None) -> Figure:
     """Cost against time; those that no other beats in both are joined and dark.
 
     Args:
-        choices: each a :class:`Choice` or its fields in order.
-        priced_on: date of the oldest price, shown with the dollars.
+        runs: each a :class:`Run` or its fields in order.
+        priced_on: date of the oldest price, or ``as given``; shown with the dollars.
         ax: axes to draw on, None for a new picture.
 
     Raises:
-        InvalidValue: no choices, or a time or cost that is no positive number within its interval.
+        InvalidValue: no runs, or a time or cost that is no positive number within its interval.
         MissingExtra: matplotlib is not installed.
     """
-    rows = [_checked(Choice(*c)) for c in choices]
+    rows = [_checked(run) for run in runs]
     if not rows:
-        raise InvalidValue("choices", rows, "at least one choice")
+        raise InvalidValue("runs", rows, "at least one run")
     best = front(rows)
     with drawing(ax, height=5) as (on,):
         on.grid(visible=True, axis="both")
@@ -59,32 +59,37 @@ def pareto(choices: Iterable[Sequence[Any]], *, priced_on: datetime.date, ax: Ax
                 drawstyle="steps-post", zorder=1)  # fmt: skip
         _scale(on, rows)
         on.set_xlabel("time [hours]")
-        on.set_ylabel(f"cost [US dollars, prices of {priced_on.isoformat()}]")
+        on.set_ylabel(f"cost [US dollars, prices: {priced_on}]")
         on.set_title("joined: those that no other beats in both")
         return whole(on)
 
 
-def front(rows: Iterable[Choice]) -> list[Choice]:
+def front(rows: Iterable[Run]) -> list[Run]:
     """Those that no other is at least as good as in both and better in one, the fastest first."""
-    found: list[Choice] = []
+    found: list[Run] = []
     for row in sorted(rows, key=lambda r: (r.hours, r.usd)):
         if not found or row.usd < found[-1].usd:
             found.append(row)
     return found
 
 
-def _checked(row: Choice) -> Choice:
+def _checked(given: Sequence[Any]) -> Run:
+    try:
+        row = Run(*given)
+    except TypeError as err:
+        raise InvalidValue("run", given, f"{', '.join(Run._fields)} in order; the last four may be left out") from err
     for name, low, n, high in (
         ("hours", row.low_hours, row.hours, row.high_hours),
         ("usd", row.low_usd, row.usd, row.high_usd),
     ):
         ends = [n if low is None else low, n, n if high is None else high]
-        if not all(math.isfinite(e) and e > 0 for e in ends) or sorted(ends) != ends:
+        numbers = all(isinstance(e, (int, float)) and math.isfinite(e) and e > 0 for e in ends)
+        if not numbers or sorted(ends) != ends:
             raise InvalidValue(f"{name} of {row.label}", tuple(ends), "positive numbers: low, value, high in order")
     return row
 
 
-def _point(on: Axes, row: Choice, colour: str, *, dark: bool) -> None:
+def _point(on: Axes, row: Run, colour: str, *, dark: bool) -> None:
     on.errorbar(
         row.hours,
         row.usd,
@@ -97,7 +102,7 @@ def _point(on: Axes, row: Choice, colour: str, *, dark: bool) -> None:
         zorder=3 if dark else 2,
     )
     on.annotate(row.label, (row.hours, row.usd), xytext=(6, 5), textcoords="offset points", fontsize=9,
-                color=LINE if dark else "#666666", zorder=4)  # fmt: skip
+                color=ink(on) if dark else GREY, zorder=4)  # fmt: skip
 
 
 def _whiskers(low: float | None, n: float, high: float | None) -> list[list[float]] | None:
@@ -106,7 +111,7 @@ def _whiskers(low: float | None, n: float, high: float | None) -> list[list[floa
     return [[n - (n if low is None else low)], [(n if high is None else high) - n]]
 
 
-def _scale(on: Axes, rows: Sequence[Choice]) -> None:
+def _scale(on: Axes, rows: Sequence[Run]) -> None:
     """Room for every interval, and for the words to the right of the last point."""
     scale, low, high = _limits([n for r in rows for n in (r.low_hours or r.hours, r.high_hours or r.hours)])
     on.set_xscale(scale)

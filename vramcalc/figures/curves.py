@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from vramcalc import catalog
 from vramcalc.describe import method_line
 from vramcalc.errors import InvalidValue
-from vramcalc.figures.canvas import LINE, drawing, in_gib, limit_label, to_gib, whole
+from vramcalc.figures.canvas import drawing, in_gib, ink, limit_label, to_gib, whole
+from vramcalc.palette import BLUE
 from vramcalc.runtime import cuda_context
 from vramcalc.specs import Gpu
 from vramcalc.units import GIB
@@ -54,19 +57,9 @@ def grid(
     device = None if gpu is None else catalog.gpu(gpu)
     along, across = _axes(found, along)
     with drawing(ax) as (on,):
-        lines = _lines(found, along, across)
-        ends = None if low_bytes is None or high_bytes is None else (_flat(low_bytes, found), _flat(high_bytes, found))
-        for (value, at), colour in zip(lines, _shades(len(lines)), strict=True):
-            x = getattr(found, along).ravel()[at]
-            label = f"{value:,} {_unit(across, value)}" if across else "live tensors"
-            on.plot(x, found.allocated_bytes.ravel()[at] / GIB, "o-", color=colour, markersize=3.5, label=label)
-            if ends is not None:
-                on.fill_between(x, ends[0][at] / GIB, ends[1][at] / GIB, color=colour, alpha=0.2, linewidth=0)
+        _curves(on, found, along, across, [low_bytes, high_bytes])
         if device is not None:
-            room = max(device.usable_bytes - cuda_context(device.architecture).n_bytes, 0)
-            label = limit_label(device, room, "\nbeside the CUDA context")
-            on.axhline(to_gib(room), color=LINE, linewidth=1.6, label=label)
-            on.set_ylim(top=min(on.get_ylim()[1], _ABOVE * to_gib(room)))
+            _limit(on, device)
         on.set_ylim(bottom=0)
         on.set_xlim(left=0)
         on.xaxis.set_major_formatter("{x:,.0f}")
@@ -76,6 +69,25 @@ def grid(
         handles, labels = on.get_legend_handles_labels()
         on.legend(handles[::-1], labels[::-1], loc="upper left", bbox_to_anchor=(1.0, 1.0))
         return whole(on)
+
+
+def _curves(on: Axes, found: Grid, along: str, across: str | None, ends: list[Any]) -> None:
+    lines = _lines(found, along, across)
+    low, high = (None if e is None else np.broadcast_to(e, found.allocated_bytes.shape).ravel() for e in ends)
+    for (value, at), colour in zip(lines, _shades(len(lines)), strict=True):
+        x = getattr(found, along).ravel()[at]
+        label = f"{value:,} {_unit(across, value)}" if across else "live tensors"
+        on.plot(x, found.allocated_bytes.ravel()[at] / GIB, "o-", color=colour, markersize=3.5, label=label)
+        if low is not None and high is not None:
+            on.fill_between(x, low[at] / GIB, high[at] / GIB, color=colour, alpha=0.2, linewidth=0)
+
+
+def _limit(on: Axes, gpu: Gpu) -> None:
+    """What the GPU has for tensors."""
+    room = max(gpu.usable_bytes - cuda_context(gpu.architecture).n_bytes, 0)
+    label = limit_label(gpu, room, "\nbeside the CUDA context")
+    on.axhline(to_gib(room), color=ink(on), linewidth=1.6, label=label)
+    on.set_ylim(top=min(on.get_ylim()[1], _ABOVE * to_gib(room)))
 
 
 def _axes(found: Grid, along: str | None) -> tuple[str, str | None]:
@@ -102,17 +114,11 @@ def _lines(found: Grid, along: str, across: str | None) -> list[tuple[int, list[
     return [(value, [n for n in order if of[n] == value]) for value in sorted(set(of))]
 
 
-def _flat(ends: Any, found: Grid) -> Any:
-    import numpy as np
-
-    return np.broadcast_to(np.asarray(ends), found.allocated_bytes.shape).ravel()
-
-
 def _shades(n: int) -> Sequence[Any]:
     """Of one scale from light to dark: the lines are values of one quantity. Cividis (Nuñez et al., PLOS ONE 2018)."""
     from matplotlib import colormaps
 
-    return [colormaps["cividis"](0.8 * (1 - k / max(n - 1, 1))) for k in range(n)] if n > 1 else ["#0072B2"]
+    return [colormaps["cividis"](0.8 * (1 - k / max(n - 1, 1))) for k in range(n)] if n > 1 else [BLUE]
 
 
 def _unit(across: str, value: int) -> str:

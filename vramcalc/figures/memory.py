@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from vramcalc.describe import method_line
-from vramcalc.figures.canvas import LINE, drawing, in_gib, limit_label, to_gib, whole
+from vramcalc.figures.canvas import drawing, in_gib, ink, limit_label, to_gib, whole
 from vramcalc.palette import GROUPS
 from vramcalc.units import gib
 
@@ -81,7 +81,7 @@ def _parts(on: Axes, found: Timeline, x: list[float]) -> None:
     """Name the parts below the axis, and part them."""
     edges = [x[p.start] for p in found.parts] + [x[-1]]
     for edge in edges[1:-1]:
-        on.axvline(edge, color="white", linewidth=0.8, zorder=1.5)
+        on.axvline(edge, color=on.get_facecolor(), linewidth=0.8, zorder=1.5)
     centres = [(a + b) / 2 for a, b in pairwise(edges)]
     crowded = len(found.parts) > _CROWDED
     words = [p.name if crowded else _words(p) for p in found.parts]
@@ -100,13 +100,13 @@ def _words(part: Part) -> str:
 def _limits(on: Axes, estimate: Estimate) -> None:
     """What the allocator reserves, what the GPU has for it, and an axis from zero with room for the words."""
     peak, reserved = estimate.allocated_bytes, estimate.reserved_bytes
-    on.axhline(to_gib(reserved), color=LINE, linewidth=1.2, linestyle=":", label=f"reserved {gib(reserved)}")
+    on.axhline(to_gib(reserved), color=ink(on), linewidth=1.2, linestyle=":", label=f"reserved {gib(reserved)}")
     top = max(peak, reserved)
     if estimate.gpu is not None:
         room = max(estimate.gpu.usable_bytes - estimate.context.n_bytes, 0)
         label = limit_label(estimate.gpu, room, "\nbeside the CUDA context")
         shown = room <= _FAR * peak
-        on.axhline(to_gib(room) if shown else -1, color=LINE, linewidth=1.6, label=label if shown else f"({label})")
+        on.axhline(to_gib(room) if shown else -1, color=ink(on), linewidth=1.6, label=label if shown else f"({label})")
         top = max(top, room if shown else 0)
     on.set_ylim(0, to_gib(top) * 1.16)
 
@@ -115,7 +115,7 @@ def _peak(on: Axes, estimate: Estimate, x: list[float]) -> None:
     """A mark at the peak; its words stand above all lines, where nothing crosses them."""
     place, height = x[estimate.timeline.peak_index], to_gib(estimate.allocated_bytes)
     right = place < 0.6 * x[-1]
-    on.plot([place], [height], marker="v", color=LINE, markersize=7, zorder=5)
+    on.plot([place], [height], marker="v", color=ink(on), markersize=7, zorder=5)
     on.annotate(
         f" peak {gib(estimate.allocated_bytes)} \n {estimate.peak.name} ",
         (place, height),
@@ -124,10 +124,10 @@ def _peak(on: Axes, estimate: Estimate, x: list[float]) -> None:
         ha="left" if right else "right",
         va="top",
         fontsize=9,
-        color=LINE,
+        color=ink(on),
         arrowprops={
             "arrowstyle": "-",
-            "color": LINE,
+            "color": ink(on),
             "linewidth": 0.8,
             "relpos": (0 if right else 1, 0),
             "shrinkA": 0,

@@ -11,10 +11,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
+INK = "#222222"
 STYLE: dict[str, Any] = {
     "axes.axisbelow": True,
+    "axes.edgecolor": INK,
     "axes.grid": True,
     "axes.grid.axis": "y",
+    "axes.labelcolor": INK,
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.titlelocation": "left",
@@ -26,6 +29,9 @@ STYLE: dict[str, Any] = {
     "hatch.linewidth": 0.6,
     "legend.frameon": False,
     "savefig.dpi": "figure",
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
 }
 
 

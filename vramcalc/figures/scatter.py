@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from vramcalc.errors import InvalidValue
-from vramcalc.figures.canvas import LINE, drawing, in_gib, to_gib, whole
+from vramcalc.figures.canvas import drawing, in_gib, ink, to_gib, whole
 from vramcalc.palette import GREY, METHODS
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def accuracy(found: Accuracy) -> Figure:
         _points(left, rows, lambda p: to_gib(p.predicted_bytes or 0))
         _points(right, rows, lambda p: 100 * (p.error or 0))
         _diagonal(left)
-        right.axhline(0, color=LINE, linewidth=1, zorder=1)
+        right.axhline(0, color=ink(right), linewidth=1, zorder=1)
         right.set_ylabel("error of the prediction [%]")
         left.set_title(f"{len(rows):,} of {len(found.predictions):,} rows predicted")
         right.set_title("the same rows: predicted / measured - 1")
@@ -84,7 +84,7 @@ def _diagonal(on: Axes) -> None:
     _ticks(on.yaxis)
     in_gib(on.yaxis, "predicted")
     low, high = min(on.get_xlim()[0], on.get_ylim()[0]), max(on.get_xlim()[1], on.get_ylim()[1])
-    on.plot([low, high], [low, high], color=LINE, linewidth=1, zorder=1)
+    on.plot([low, high], [low, high], color=ink(on), linewidth=1, zorder=1)
     on.set(xlim=(low, high), ylim=(low, high))
 
 

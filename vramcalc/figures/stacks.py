@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from vramcalc.describe import CACHE, method_line, process_groups
 from vramcalc.errors import InvalidValue
-from vramcalc.figures.canvas import LINE, drawing, in_gib, limit_label, to_gib, whole
+from vramcalc.figures.canvas import drawing, in_gib, ink, limit_label, to_gib, whole
 from vramcalc.palette import CACHED, GROUPS
 from vramcalc.units import gib
 
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from vramcalc.estimation import Estimate
-
-_PATCH = {"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.9}
 
 
 def ledgers(estimates: Sequence[Estimate], *, labels: Sequence[str] | None = None, ax: Axes | None = None) -> Figure:
@@ -38,19 +36,9 @@ def ledgers(estimates: Sequence[Estimate], *, labels: Sequence[str] | None = Non
     if len(names) != len(estimates):
         raise InvalidValue("labels", names, f"one for each of {len(estimates)} estimates")
     with drawing(ax, height=1.6 + 0.55 * len(estimates)) as (on,):
-        rows = range(len(estimates))
-        left = [0] * len(estimates)
-        for group, colour in (*GROUPS.items(), (CACHE, CACHED)):
-            widths = [process_groups(e).get(group, 0) for e in estimates]
-            if any(widths):
-                hatch = "////" if group == CACHE else None
-                on.barh(rows, [*map(to_gib, widths)], 0.62, [*map(to_gib, left)], label=group, color=colour,
-                        hatch=hatch, edgecolor="white", linewidth=0.8)  # fmt: skip
-                left = [a + b for a, b in zip(left, widths, strict=True)]
-        for row, total in enumerate(left):
-            on.text(to_gib(total), row, f" {gib(total)} ", va="center", fontsize=9, zorder=3, bbox=_PATCH)
-        _gpus(on, estimates, max(left))
-        on.set_yticks(rows, names)
+        totals = _bars(on, estimates)
+        _gpus(on, estimates, max(totals))
+        on.set_yticks(range(len(names)), names)
         on.tick_params(axis="y", length=0)
         on.invert_yaxis()
         on.grid(visible=False, axis="y")
@@ -59,6 +47,26 @@ def ledgers(estimates: Sequence[Estimate], *, labels: Sequence[str] | None = Non
         on.set_title(_title(estimates))
         on.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
         return whole(on)
+
+
+def _bars(on: Axes, estimates: Sequence[Estimate]) -> list[int]:
+    """A bar per estimate with its total in words.
+
+    Returns:
+        The totals. [B]
+    """
+    rows, left = range(len(estimates)), [0] * len(estimates)
+    for group, colour in (*GROUPS.items(), (CACHE, CACHED)):
+        widths = [process_groups(e).get(group, 0) for e in estimates]
+        if any(widths):
+            hatch = "////" if group == CACHE else None
+            on.barh(rows, [*map(to_gib, widths)], 0.62, [*map(to_gib, left)], label=group, color=colour,
+                    hatch=hatch, edgecolor=on.get_facecolor(), linewidth=0.8)  # fmt: skip
+            left = [a + b for a, b in zip(left, widths, strict=True)]
+    patch = {"facecolor": on.get_facecolor(), "edgecolor": "none", "pad": 0.5}
+    for row, total in enumerate(left):
+        on.text(to_gib(total), row, f" {gib(total)} ", va="center", fontsize=9, zorder=3, bbox=patch)
+    return left
 
 
 def labels_of(estimates: Sequence[Estimate]) -> list[str]:
@@ -99,5 +107,5 @@ def _gpus(on: Axes, estimates: Sequence[Estimate], highest: int) -> None:
     styles = ("-", "--", "-.", ":")
     for n, gpu in enumerate(near):
         label = limit_label(gpu, gpu.usable_bytes)
-        on.axvline(to_gib(gpu.usable_bytes), color=LINE, linewidth=1.6, linestyle=styles[n % 4], label=label)
-    on.set_xlim(0, to_gib(max([highest, *(g.usable_bytes for g in near)])) * 1.14)
+        on.axvline(to_gib(gpu.usable_bytes), color=ink(on), linewidth=1.6, linestyle=styles[n % 4], label=label)
+    on.set_xlim(0, to_gib(max([highest, *(g.usable_bytes for g in near)])) * 1.18)
