@@ -62,6 +62,13 @@ def in_gib(axis: Axis, what: str) -> None:
     axis.set_label_text(f"{what} [GiB]")
 
 
+def decades(axis: Axis) -> None:
+    """Ticks of a logarithmic axis: 1, 2, 5 in every decade, in plain digits."""
+    axis.get_major_locator().set_params(subs=(1, 2, 5))  # type: ignore[call-arg]
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter("")
+
+
 def to_gib(n_bytes: float) -> float:
     """Bytes on an axis in GiB."""
     return n_bytes / GIB

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from vramcalc.errors import InvalidValue
-from vramcalc.figures.canvas import drawing, ink, whole
+from vramcalc.figures.canvas import decades, drawing, ink, whole
 from vramcalc.palette import BLUE, GREY
 
 if TYPE_CHECKING:
@@ -101,8 +101,10 @@ def _point(on: Axes, row: Run, colour: str, *, dark: bool) -> None:
         alpha=1 if dark else 0.5,
         zorder=3 if dark else 2,
     )
-    on.annotate(row.label, (row.hours, row.usd), xytext=(6, 5), textcoords="offset points", fontsize=9,
-                color=ink(on) if dark else GREY, zorder=4)  # fmt: skip
+    # Below and left of those that none beats there is nothing; above and right of the others there is room more often.
+    x, y, side, edge = (-5, -4, "right", "top") if dark else (5, 4, "left", "bottom")
+    on.annotate(row.label, (row.hours, row.usd), xytext=(x, y), textcoords="offset points", ha=side, va=edge,
+                fontsize=9, color=ink(on) if dark else GREY, zorder=4)  # fmt: skip
 
 
 def _whiskers(low: float | None, n: float, high: float | None) -> list[list[float]] | None:
@@ -112,20 +114,21 @@ def _whiskers(low: float | None, n: float, high: float | None) -> list[list[floa
 
 
 def _scale(on: Axes, rows: Sequence[Run]) -> None:
-    """Room for every interval, and for the words to the right of the last point."""
-    scale, low, high = _limits([n for r in rows for n in (r.low_hours or r.hours, r.high_hours or r.hours)])
+    """Room for every interval, and for the words beside the points."""
+    scale, low, high = _limits([n for r in rows for n in (r.low_hours or r.hours, r.hours, r.high_hours or r.hours)])
     on.set_xscale(scale)
     on.set_xlim(low, high)
-    on.xaxis.set_major_formatter("{x:g}")
-    scale, low, high = _limits([n for r in rows for n in (r.low_usd or r.usd, r.high_usd or r.usd)])
-    on.set_yscale(scale)
+    scale_y, low, high = _limits([n for r in rows for n in (r.low_usd or r.usd, r.usd, r.high_usd or r.usd)])
+    on.set_yscale(scale_y)
     on.set_ylim(low, high)
-    on.yaxis.set_major_formatter("{x:g}")
+    for axis, kind in ((on.xaxis, scale), (on.yaxis, scale_y)):
+        if kind == "log":
+            decades(axis)
 
 
 def _limits(values: Sequence[float]) -> tuple[Literal["log", "linear"], float, float]:
     """Scale and ends of an axis: logarithmic where values differ by more than a factor of ten, else from zero."""
     low, high = min(values), max(values)
     if high > 10 * low:
-        return "log", low / 1.6, high * 2
+        return "log", low / 1.6, high * 1.8
     return "linear", 0, high * 1.2

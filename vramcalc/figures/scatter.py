@@ -6,12 +6,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from vramcalc.errors import InvalidValue
-from vramcalc.figures.canvas import drawing, in_gib, ink, to_gib, whole
+from vramcalc.figures.canvas import decades, drawing, in_gib, ink, to_gib, whole
 from vramcalc.palette import GREY, METHODS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
     from vramcalc.accuracy import Accuracy
@@ -38,7 +37,7 @@ def accuracy(found: Accuracy) -> Figure:
             on.grid(visible=True, axis="both")
             in_gib(on.xaxis, "measured")
             on.set_xscale("log")
-            _ticks(on.xaxis)
+            decades(on.xaxis)
         _points(left, rows, lambda p: to_gib(p.predicted_bytes or 0))
         _points(right, rows, lambda p: 100 * (p.error or 0))
         _diagonal(left)
@@ -81,15 +80,8 @@ def _inks(colour: str, hollow: list[bool], *, line: bool) -> dict[str, Any]:
 def _diagonal(on: Axes) -> None:
     """Equal scales, and where predicted equals measured."""
     on.set_yscale("log")
-    _ticks(on.yaxis)
+    decades(on.yaxis)
     in_gib(on.yaxis, "predicted")
     low, high = min(on.get_xlim()[0], on.get_ylim()[0]), max(on.get_xlim()[1], on.get_ylim()[1])
     on.plot([low, high], [low, high], color=ink(on), linewidth=1, zorder=1)
     on.set(xlim=(low, high), ylim=(low, high))
-
-
-def _ticks(axis: Axis) -> None:
-    """1, 2, 5 in every decade, in plain digits."""
-    axis.get_major_locator().set_params(subs=(1, 2, 5))  # type: ignore[call-arg]
-    axis.set_major_formatter("{x:g}")
-    axis.set_minor_formatter("")
