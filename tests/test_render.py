@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
+from collections import Counter
 from functools import cache
 from html.parser import HTMLParser
 from typing import Any
@@ -13,8 +15,20 @@ from command import run
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from vramcalc import Estimate, Gpu, ModelSpec, Verdict, estimate, fit, max_micro_batch_size, verdict
-from vramcalc.describe import method_line, recipe_lines, shared_recipe_lines
+from vramcalc import (
+    Estimate,
+    Gpu,
+    ModelSpec,
+    Verdict,
+    estimate,
+    estimate_grid,
+    fit,
+    max_micro_batch_size,
+    palette,
+    verdict,
+)
+from vramcalc.accuracy import Accuracy, Group
+from vramcalc.describe import method_line, process_groups, recipe_lines, shared_recipe_lines
 from vramcalc.errors import InvalidValue, VramcalcError
 from vramcalc.ledger import GROUPS
 from vramcalc.presets import PRESETS
@@ -287,6 +301,12 @@ def test_a_table_keeps_its_cells_and_aligns_its_columns() -> None:
 # -- HTML --------------------------------------------------------------------------------------------------------------
 
 
+TAGS = {
+    *("div", "p", "b", "ul", "li", "span", "svg", "rect", "title", "details", "summary"),
+    *("table", "caption", "thead", "tbody", "tr", "th", "td"),
+}
+
+
 class Page(HTMLParser):
     """Tags that close what they open, the text, and the bars."""
 
@@ -300,7 +320,7 @@ class Page(HTMLParser):
         assert self.open == []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        assert tag in {"div", "p", "b", "ul", "li", "table", "tr", "th", "td", "span", "svg", "rect", "title"}
+        assert tag in TAGS
         self.open.append(tag)
         if tag == "rect":
             self.bars.append(dict(attrs))
@@ -318,13 +338,14 @@ def test_the_bars_widths_sum_to_the_whole(method: str, gpu: Gpu | None) -> None:
     found = made(method, gpu)
     page = Page(found._repr_html_())
     bars = [bar for bar in page.bars if bar["fill"] != "none"]
-    assert [bar["fill"] for bar in bars] == [COLOURS[group] for group in found.groups]
+    groups = process_groups(found)
+    assert [bar["fill"] for bar in bars] == [COLOURS[group] for group in groups]
     widths, starts = ([float(str(bar[name])) for bar in bars] for name in ("width", "x"))
-    whole = sum(found.groups.values())
+    whole = found.process_bytes
     scale = 640 / max(whole, gpu.usable_bytes if gpu else 0)
     assert sum(widths) == pytest.approx(whole * scale, abs=0.1 * len(bars))
     assert starts == pytest.approx([sum(widths[:n]) for n in range(len(bars))], abs=0.1 * len(bars))
-    assert widths == pytest.approx([n * scale for n in found.groups.values()], abs=0.1)
+    assert widths == pytest.approx([n * scale for n in groups.values()], abs=0.1)
     outline = [float(str(bar["width"])) for bar in page.bars if bar["fill"] == "none"]
     assert outline == ([pytest.approx(gpu.usable_bytes * scale - 1, abs=0.1)] if gpu else [])
 
@@ -360,9 +381,101 @@ def test_a_name_is_shown_as_it_is() -> None:
     assert MODEL.name in str(made())
 
 
-def test_html_needs_no_other_file() -> None:
-    html = made("lora", DEVICE)._repr_html_()
-    assert not re.search(r"https?:|<script|<link|<img|url\(", html)
+class Table(HTMLParser):
+    """Cells of every table, row by row."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.rows: list[list[str]] = []
+        self.inside = False
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("th", "td"):
+            assert tag == "td" or dict(attrs)["scope"] in ("row", "col")
+            self.rows[-1].append("")
+            self.inside = True
+
+    def handle_endtag(self, tag: str) -> None:
+        self.inside = self.inside and tag not in ("th", "td")
+
+    def handle_data(self, data: str) -> None:
+        if self.inside:
+            self.rows[-1][-1] += data
+
+
+def test_a_grid_of_two_sizes_is_a_table_of_one_against_the_other() -> None:
+    grid = estimate_grid(MODEL, "lora", micro_batch_size=[[1], [2]], seq_len=[64, 128, 1024])
+    head, *rows = Table(grid._repr_html_()).rows
+    assert head == ["micro_batch_size \\ seq_len", "64", "128", "1,024"]
+    peaks = [[gib(n) for n in row] for row in grid.allocated_bytes.tolist()]
+    assert rows == [["1", *peaks[0]], ["2", *peaks[1]]]
+
+
+def test_a_cell_that_no_point_fills_is_empty() -> None:
+    grid = estimate_grid(MODEL, "lora", micro_batch_size=[1, 2, 2], seq_len=[64, 64, 128])
+    assert [row[2] == "" for row in Table(grid._repr_html_()).rows[1:]] == [True, False]
+
+
+@pytest.mark.parametrize(("n", "more"), [(1, None), (12, None), (13, 1), (500, 488)])
+def test_other_grids_are_listed_and_the_rest_is_counted(n: int, more: int | None) -> None:
+    grid = estimate_grid(MODEL, "full", seq_len=list(range(8, 8 + n)))
+    html = grid._repr_html_()
+    head, *rows = Table(html).rows
+    assert head == ["micro_batch_size", "seq_len", "peak", "at"]
+    assert len(rows) == min(n, 12)
+    for row, size, peak, at in zip(rows, grid.seq_len, grid.allocated_bytes, grid.instant, strict=False):
+        assert row == ["1", f"{size:,}", gib(peak), at]
+    assert re.findall(r"and (\d+) more points", html) == ([str(more)] if more else [])
+    assert f"{n:,} points" in html
+
+
+def test_html_of_an_accuracy_holds_every_group_and_every_reason() -> None:
+    group = Group("a&b", "lora", "allocated_max", 3, 0.0123, -0.0045, 0.01, -0.05, "row")
+    found = Accuracy([group], [dataclasses.replace(group, stack="apart")], Counter({"<no>": 1234}), [])
+    rows = Table(found._repr_html_()).rows
+    errors = ["3", "1.23 %", "1.00 %", "-0.45 %", "-5.00 %"]
+    assert rows[1] == ["a&b, lora, allocated_max", *errors]
+    assert rows[3] == ["apart, lora, allocated_max", *errors]
+    assert rows[-1] == ["<no>", "1,234"]
+    assert "no interval" in Page(found._repr_html_()).text
+
+
+SHOWN = {
+    "estimate": lambda: made("lora", DEVICE),
+    "verdict": lambda: judged(GIB),
+    "grid": lambda: estimate_grid(MODEL, "lora", seq_len=[64, 128]),
+    "accuracy": lambda: Accuracy([], [], Counter(a=1), []),
+}
+shown = pytest.mark.parametrize("name", SHOWN)
+
+
+@shown
+def test_html_needs_no_other_file(name: str) -> None:
+    assert not re.search(r"https?:|<script|<style|<link|<img|url\(", SHOWN[name]()._repr_html_())
+
+
+@shown
+def test_html_sets_no_colour_of_text_without_its_background(name: str) -> None:
+    """Black on nothing cannot be read on a dark page, nor white on a light one."""
+    html = SHOWN[name]()._repr_html_()
+    for style in re.findall(r"style='([^']*)'", html):
+        given = dict(part.split(":", 1) for part in style.split(";"))
+        text = given.get("color", "inherit")
+        of_a_square = "aria-hidden='true' style='color:" in html and text in COLOURS.values()
+        assert text == "inherit" or of_a_square or given.get("background", "").startswith("#")
+        assert given.get("background", "transparent") == "transparent" or "color" in given
+
+
+@pytest.mark.parametrize("status", palette.VERDICTS)
+def test_a_verdict_is_read_on_its_background(status: str) -> None:
+    """WCAG 2.2, success criterion 1.4.3: a contrast of 4.5 at least; the words are black."""
+    channels = [int(palette.VERDICTS[status][n : n + 2], 16) / 255 for n in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    assert (0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] + 0.05) / 0.05 >= 4.5
+    assert "color:#000" in judged(GIB)._repr_html_()
 
 
 # -- units -------------------------------------------------------------------------------------------------------------

@@ -5,12 +5,15 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vramcalc.measured_jobs import TRAINERS, Row, capacity_bytes
 from vramcalc.measurements import Prediction, predict, read_measurements
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class Accuracy:
     unsupported: Counter[str]
     out_of_memory: tuple[int, int]
     hugging_face: tuple[int, int]
-    predictions: list[Prediction]
+    predictions: list[Prediction] = field(repr=False)
 
     def to_dict(self, *, rows: bool = False) -> dict[str, Any]:
         """Plain values; field names are stable."""
@@ -74,6 +77,17 @@ class Accuracy:
         if rows:
             found["rows"] = [p.to_dict() for p in self.predictions]
         return found
+
+    def plot(self) -> Figure:
+        """Predicted against measured, and the errors; see :func:`vramcalc.figures.accuracy`."""
+        from vramcalc import figures
+
+        return figures.accuracy(self)
+
+    def _repr_html_(self) -> str:
+        from vramcalc.render_html import accuracy_html
+
+        return accuracy_html(self)
 
 
 def accuracy(path: str | Path) -> Accuracy:

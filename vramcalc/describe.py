@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from vramcalc.job import Job
 from vramcalc.methods.lora import usual_adapter_dtype
 from vramcalc.shadow.dispatch import attention_kernel
 from vramcalc.specs import FullFineTuning, Gpu, LoRA, QLoRA, TrainingSpec
 
+if TYPE_CHECKING:
+    from vramcalc.estimation import Estimate
+
 SHORT_DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+CACHE = "allocator's cache"
+"""What is reserved beyond the tensors of the peak."""
 _LOSSES = {"full": "full logits", "chunked": "chunked loss (TRL)", "fused_linear": "fused linear loss (Liger)"}
 
 
@@ -153,6 +159,11 @@ def _tokens(training: TrainingSpec) -> str:
     if lengths is None:
         return f"{training.seq_len:,} tokens"
     return f"{min(lengths):,} to {max(lengths):,} tokens over {len(lengths):,} steps"
+
+
+def process_groups(estimate: Estimate) -> dict[str, int]:
+    """Groups alive at the peak and what the allocator holds beyond them: together what nvidia-smi shows. [B]"""
+    return {**estimate.groups, CACHE: estimate.reserved_bytes - estimate.allocated_bytes}
 
 
 def room(gpu: Gpu) -> str:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vramcalc import catalog
 from vramcalc.errors import InvalidValue, UnknownName
@@ -16,8 +16,13 @@ from vramcalc.presets import preset, stack_of
 from vramcalc.runtime import Context, cuda_context
 from vramcalc.shadow.replay import Replay
 from vramcalc.specs import FullFineTuning, Gpu, LoRA, Method, ModelSpec, QLoRA, Stack, TrainingSpec
+from vramcalc.timeline import Timeline
 from vramcalc.walk import Walks, walks_of
 from vramcalc.warn import warnings_for
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _NAMED = {"method": "lora", "stack": "transformers-trainer"}
 DEFAULT_CAPABILITY = (8, 0)
@@ -61,6 +66,11 @@ class Estimate:
     def rows(self) -> tuple[Row, ...]:
         """What is alive at the peak; rows sum to ``allocated_bytes``."""
         return self.walks.rows
+
+    @property
+    def timeline(self) -> Timeline:
+        """Live bytes through the step by group, at every allocation and every free."""
+        return self.walks.timeline
 
     @property
     def groups(self) -> Mapping[str, int]:
@@ -136,6 +146,12 @@ class Estimate:
         from vramcalc.render import estimate_text
 
         return estimate_text(self)
+
+    def plot(self, ax: Axes | None = None) -> Figure:
+        """Memory through the step by group, the peak marked; see :func:`vramcalc.figures.timeline`."""
+        from vramcalc import figures
+
+        return figures.timeline(self, ax=ax)
 
     def _repr_html_(self) -> str:
         from vramcalc.render_html import estimate_html

@@ -7,7 +7,7 @@ needs are found by their guards. Each result equals that of :func:`vramcalc.esti
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,10 @@ from vramcalc.shadow.dims import Symbols
 from vramcalc.specs import Gpu, LoRA, Method, ModelSpec, Stack, TrainingSpec
 from vramcalc.step import Sizes
 from vramcalc.walk import walk
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Ints = npt.NDArray[np.int64]
 _AXES = {"micro_batch_size": 1 << 20, "seq_len": 1 << 24, "rank": 1 << 20}
@@ -48,6 +52,24 @@ class Grid:
     allocated_bytes: Ints
     instant: npt.NDArray[np.str_]
     walks: int
+
+    @property
+    def varying(self) -> tuple[str, ...]:
+        """Which of ``seq_len``, ``micro_batch_size`` and ``rank`` differ, that with the most values first."""
+        of = {"seq_len": self.seq_len, "micro_batch_size": self.micro_batch_size, "rank": self.rank}
+        values = {name: len(np.unique(array)) for name, array in of.items() if array is not None}
+        return tuple(name for name in sorted(values, key=lambda n: -values[n]) if values[name] > 1)
+
+    def plot(self, gpu: str | Gpu | None = None, along: str | None = None, ax: Axes | None = None) -> Figure:
+        """Peaks along one axis, with the line of a GPU; see :func:`vramcalc.figures.grid`."""
+        from vramcalc import figures
+
+        return figures.grid(self, gpu=gpu, along=along, ax=ax)
+
+    def _repr_html_(self) -> str:
+        from vramcalc.render_html import grid_html
+
+        return grid_html(self)
 
 
 def estimate_grid(

@@ -93,12 +93,12 @@ def rows_at(program: Program, instance: int, event: int) -> list[Row]:
             alive[e] = None
         else:
             del alive[~e]
-    phases = _phases(program)
+    phases = phases_of(program)
     merged: dict[tuple[object, ...], list[int]] = {}
     for i in alive:
         birth = program.births[expansion.births[i]]
         phase = phases[expansion.births[i]]
-        key = (_group(birth, phase), _module(birth), birth.op, birth.shape, birth.dtype, _why(birth, phase))
+        key = (group_of(birth, phase), _module(birth), birth.op, birth.shape, birth.dtype, _why(birth, phase))
         merged.setdefault(key, []).append(i)
     rows = [
         _row(key, program, [expansion.layers[i] for i in ids], ids[0], expansion.births) for key, ids in merged.items()
@@ -123,8 +123,8 @@ def _row(key: tuple[object, ...], program: Program, layers: list[int | None], fi
     )
 
 
-def _phases(program: Program) -> list[str]:
-    """Phase each birth happened in."""
+def phases_of(program: Program) -> list[str]:
+    """Phase each walked birth happened in: ``forward``, ``head``, ``backward``..."""
     found = [""] * len(program.births)
     for s in program.segments:
         for event in program.events[s.start : s.stop]:
@@ -133,7 +133,8 @@ def _phases(program: Program) -> list[str]:
     return found
 
 
-def _group(birth: Birth, phase: str) -> str:
+def group_of(birth: Birth, phase: str) -> str:
+    """Group of a tensor, by what it is and by the phase that made it."""
     if birth.kind in _KINDS:
         return _KINDS[birth.kind]
     return "activations" if phase in ("forward", "head") else "temporaries"

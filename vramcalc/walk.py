@@ -18,6 +18,7 @@ from vramcalc.shadow.program import WALKED_LAYERS, Expansion, NotRepeatable, Pro
 from vramcalc.shadow.replay import Replay, Step, replay_steps
 from vramcalc.specs import LoRA
 from vramcalc.step import Loop, Sizes
+from vramcalc.timeline import Timeline, timeline_of
 
 
 @contextmanager
@@ -166,6 +167,11 @@ class Walks:
         number = next(n for instant, n in self._found if instant == self.ranked[0])
         event = program.peak_event([size_of(b) for b in program.births], program.instances[number].segment)
         return tuple(rows_at(program, number, event))
+
+    @cached_property
+    def timeline(self) -> Timeline:
+        """Live bytes through the step, event by event."""
+        return timeline_of(self._program)
 
     @cached_property
     def _lengths(self) -> tuple[tuple[int, ...], frozenset[int]]:
