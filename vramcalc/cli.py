@@ -1,6 +1,6 @@
 """The ``vramcalc`` command: its subcommands, and how errors end it.
 
-Exit status: 0 something fits (or nothing was asked to fit), 1 nothing fits or a trace differs, 2 bad input.
+Exit status: 0 something fits (or nothing was asked to fit), 1 nothing fits, a trace differs or a measured job failed, 2 bad input.
 """
 
 import sys
@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from vramcalc import __version__
-from vramcalc.commands import jobs, known
+from vramcalc.commands import jobs, known, measuring
 from vramcalc.errors import DoesNotFit, VramcalcError
 from vramcalc.terminal import print_text
 
@@ -31,6 +31,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "estimate": jobs.estimate,
     "max": jobs.largest,
     "trace": jobs.trace,
+    "profile": measuring.profile,
+    "campaign": measuring.campaign,
     "gpus": known.gpus,
     "models": known.models,
     "accuracy": known.accuracy,
