@@ -1,8 +1,8 @@
 """Lists of jobs to measure, read from YAML: each entry one job, or the product of the values it lists.
 
-A file has ``jobs``, and may have ``name`` and ``defaults``. An entry has ``model``, and may have ``method``, ``layers``,
-``device``, ``find_smallest``, ``live_blocks``, ``expected_s``, ``product`` and any setting of :func:`vramcalc.estimate`;
-``product`` maps names of settings to lists of values, and every combination is a job.
+A file has ``jobs``, and may have ``name`` and ``defaults``. An entry has ``model``, and may have ``method``,
+``layers``, ``device``, ``find_smallest``, ``live_blocks``, ``expected_s``, ``product`` and any setting of
+:func:`vramcalc.estimate`; ``product`` maps names of settings to lists of values, and every combination is a job.
 """
 
 from __future__ import annotations
@@ -87,7 +87,9 @@ def read_campaign(path: Path, *, device: str = "cuda", where: Place | None = Non
     _known(plain, _TOP, path, "a campaign")
     defaults, entries = plain.get("defaults") or {}, plain.get("jobs")
     if not isinstance(entries, list) or not entries:
-        raise DataError(f"{path}: jobs = {str(entries)[:80]}: expected a list of jobs, each with a model; see hopper.yaml")
+        raise DataError(
+            f"{path}: jobs = {str(entries)[:80]}: expected a list of jobs, each with a model; see hopper.yaml"
+        )
     _mapping(defaults, path, "defaults")
     name = plain.get("name", path.stem)
     if not isinstance(name, str) or not name.replace("-", "").replace("_", "").isalnum():
@@ -107,16 +109,14 @@ def recipe_of(job: Job, **how: Any) -> Recipe:
     return Recipe(model=job.model, method=job.method, training=job.training, stack=job.stack, **how)
 
 
-def planned_job(
-    settings: Mapping[str, Any], where: Place | None = None, *, place_in_file: str = ""
-) -> Planned:
+def planned_job(settings: Mapping[str, Any], where: Place | None = None, *, place_in_file: str = "") -> Planned:
     """One job from its settings: those of :func:`vramcalc.estimate`, and those of an entry.
 
     Raises:
         VramcalcError: a setting that does not exist or has no such value.
     """
     given = dict(settings)
-    own = {name: given.pop(name) for name in _OWN if name in given}
+    own: dict[str, Any] = {name: given.pop(name) for name in _OWN if name in given}
     if "model" not in own:
         raise DataError("model: expected a value, and none was given; name one, as in 'vramcalc models'")
     expected_s = _number(own.get("expected_s", EXPECTED_S), "expected_s")
@@ -125,7 +125,7 @@ def planned_job(
     if own.get("layers") is not None:
         model = model.replace(num_hidden_layers=own["layers"])
     job = Job(model, job.method, job.training, job.stack, job.compute_capability)
-    how = {name: own[name] for name in ("device", "find_smallest", "live_blocks") if name in own}
+    how: dict[str, Any] = {name: own[name] for name in ("device", "find_smallest", "live_blocks") if name in own}
     return Planned(_checked(job, how), expected_s, place_in_file)
 
 

@@ -13,7 +13,8 @@ import platformdirs
 
 from vramcalc.campaign import Campaign, Planned
 from vramcalc.measuring import LIMIT_S, Place, Worker
-from vramcalc.profiles import ProfileRow, inconsistencies, parse
+from vramcalc.profile_metrics import inconsistencies
+from vramcalc.profiles import ProfileRow, parse
 from vramcalc.row_log import append, read_lines
 
 Measure = Callable[[Planned], ProfileRow]

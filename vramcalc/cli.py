@@ -1,6 +1,7 @@
 """The ``vramcalc`` command: its subcommands, and how errors end it.
 
-Exit status: 0 something fits (or nothing was asked to fit), 1 nothing fits, a trace differs or a measured job failed, 2 bad input.
+Exit status: 0 something fits (or nothing was asked to fit), 1 nothing fits, a trace differs or a measured job failed,
+2 bad input.
 """
 
 import sys

@@ -112,8 +112,8 @@ class Worker:
     def __init__(self, recipe: Recipe, where: Place) -> None:
         self._recipe, self._where = recipe, where
         self._timed_out = False
-        self._errors = tempfile.TemporaryFile()
-        self._process = subprocess.Popen(  # noqa: S603 - this interpreter, this package
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
+        self._process = subprocess.Popen(
             [sys.executable, "-m", "vramcalc.profiling.worker"],
             env=environment(recipe.stack),
             stdin=subprocess.PIPE,

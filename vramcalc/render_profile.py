@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from vramcalc.campaign import Campaign
@@ -11,10 +13,12 @@ from vramcalc.describe import method_line, recipe_lines
 from vramcalc.errors import VramcalcError
 from vramcalc.estimation import estimate_job
 from vramcalc.job import Job
-from vramcalc.profiles import Peaks, ProfileRow, Recipe, as_measurement, inconsistencies, job_of
+from vramcalc.profile_metrics import as_measurement, inconsistencies, job_of
+from vramcalc.profiles import Peaks, ProfileRow, Recipe
 from vramcalc.render import table
 from vramcalc.units import gib
 
+_INDENT = {"initial_indent": "  ", "subsequent_indent": "    "}
 _OUTCOMES = {"measured": "measured", "out_of_memory": "out of memory", "failed": "failed"}
 
 
@@ -23,9 +27,10 @@ def profile_text(row: ProfileRow, path: Path | None = None) -> str:
     job = job_of(row)
     gpu = row.machine.gpu
     parts = [
-        f"{job.model.name}, {job.model.num_hidden_layers} layers: {method_line(job)} on {gpu.name if gpu else 'the CPU'}",
+        f"{job.model.name}, {job.model.num_hidden_layers} layers: {method_line(job)}",
+        f"  on {gpu.name if gpu else 'the CPU'}",
         "\n".join(f"  {line}" for line in recipe_lines(job)),
-        "  ran with " + ", ".join(f"{name} {v}" for name, v in row.versions.items()),
+        fill("ran with " + ", ".join(f"{name} {v}" for name, v in row.versions.items()), 80, **_INDENT),
         f"{_OUTCOMES[row.outcome]}{_failure(row)}",
         *_memory(row, job),
         *_speed(row),
@@ -54,8 +59,8 @@ def _memory(row: ProfileRow, job: Job) -> list[str]:
     cells = [(name, *_pair(peaks)) for name, peaks in phases.items() if peaks is not None]
     found = [table(cells, ("highest memory", "allocated", "reserved"), right=(1, 2))]
     _, metrics = as_measurement(row)
-    found.append(compared(predicted(row), metrics)) if "allocated_max" in metrics else None
-    return found
+    estimates = predicted(row) if "allocated_max" in metrics else {}
+    return [*found, compared(estimates, metrics)] if estimates else found
 
 
 def _pair(peaks: Peaks) -> tuple[str, str]:
@@ -153,8 +158,12 @@ def jobs_text(campaign: Campaign) -> str:
 def summary_text(summary: Summary, path: Path) -> str:
     """What a run of a campaign did."""
     n = sum(summary.outcomes.values())
-    by_outcome = ", ".join(f"{summary.outcomes[name]} {word}" for name, word in _OUTCOMES.items() if summary.outcomes[name])
-    lines = [f"{n} jobs run{': ' + by_outcome if by_outcome else ''}; {summary.resumed} done before; {summary.left} left"]
+    by_outcome = ", ".join(
+        f"{summary.outcomes[name]} {word}" for name, word in _OUTCOMES.items() if summary.outcomes[name]
+    )
+    lines = [
+        f"{n} jobs run{': ' + by_outcome if by_outcome else ''}; {summary.resumed} done before; {summary.left} left"
+    ]
     lines += [f"note: {note}" for note in summary.notes]
     lines += [f"contradicts itself: {problem}" for problem in summary.problems]
     return "\n".join([*lines, f"rows in {path}"])
@@ -163,3 +172,22 @@ def summary_text(summary: Summary, path: Path) -> str:
 def summary_dict(summary: Summary, path: Path) -> dict[str, Any]:
     """The same as plain values."""
     return {**vars(summary), "outcomes": dict(summary.outcomes), "output": str(path)}
+
+
+def first_step_text(row: ProfileRow, measured: dict[str, int] | None) -> str:
+    """Predicted against measured for the first optimizer step of a run.
+
+    Args:
+        row: what ran.
+        measured: ``allocated_bytes`` and ``reserved_bytes`` of the step; None on a CPU.
+    """
+    training = row.recipe.training
+    length = training.seq_lens[0] if training.seq_lens else training.seq_len
+    head = f"vramcalc, first step: {recipe_line(row.recipe)}"
+    found = estimate_job(replace(job_of(row), training=training.replace(seq_lens=(length,))), row.machine.gpu)
+    estimates = {"allocated_max": found.block_bytes, "reserved_max": found.reserved_bytes}
+    if measured is None:
+        told = ", ".join(f"{name} {gib(n)}" for name, n in estimates.items())
+        return f"{head}\n  predicted for a GPU: {told}; memory is not measured on a CPU"
+    metrics = {"allocated_max": measured["allocated_bytes"], "reserved_max": measured["reserved_bytes"]}
+    return f"{head}\n{compared(estimates, {name: float(n) for name, n in metrics.items()})}"

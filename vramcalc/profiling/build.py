@@ -107,7 +107,7 @@ def _make_rotary(model: nn.Module, device: str) -> None:
         for name, child in list(parent.named_children()):
             if "inv_freq" in child._buffers:
                 with torch.device(device):
-                    setattr(parent, name, type(child)(child.config))  # type: ignore[call-arg,arg-type]
+                    setattr(parent, name, type(child)(child.config))
 
 
 @contextlib.contextmanager

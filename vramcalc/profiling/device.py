@@ -67,11 +67,13 @@ class Cuda:
     out_of_memory: type[Exception] = torch.OutOfMemoryError
 
     def start(self) -> None:
-        torch.cuda.init()
+        """The driver makes a context when it is first asked to wait."""
+        torch.cuda.init()  # type: ignore[no-untyped-call]
         torch.cuda.set_device(0)
         torch.cuda.synchronize()
 
     def first_product(self, dtype: torch.dtype) -> None:
+        """A small product; its tensors' segments are given back, cuBLAS's workspace stays."""
         x = torch.ones(256, 256, dtype=dtype, device="cuda")
         y = x @ x
         torch.cuda.synchronize()
@@ -79,37 +81,42 @@ class Cuda:
         self.empty()
 
     def peak(self) -> Peak | None:
+        """By torch's statistics."""
         return torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
 
     def reserved(self) -> int | None:
+        """By torch's statistics. [B]"""
         return torch.cuda.memory_reserved()
 
     def reset(self) -> None:
+        """Peaks start again from what is there now."""
         torch.cuda.reset_peak_memory_stats()
 
     def synchronize(self) -> None:
+        """Wait for all streams."""
         torch.cuda.synchronize()
 
     def empty(self) -> None:
+        """Cycles of dead objects first: they may hold tensors."""
         gc.collect()
         torch.cuda.empty_cache()
 
     def clean(self) -> None:
+        """Workspaces of cuBLAS lie in the allocator and outlive every tensor."""
         gc.collect()
         torch.cuda.synchronize()
-        torch._C._cuda_clearCublasWorkspaces()  # type: ignore[attr-defined]
+        torch._C._cuda_clearCublasWorkspaces()
         torch.cuda.empty_cache()
 
     def limit(self, n_bytes: int | None) -> None:
-        if n_bytes is None:
-            torch.cuda.set_per_process_memory_fraction(1.0)
-            return
-        _, capacity = torch.cuda.mem_get_info()
-        # torch multiplies by the capacity and rounds down; half a byte more makes that exact.
-        torch.cuda.set_per_process_memory_fraction(min(1.0, (n_bytes + 0.5) / capacity))
+        """By the share of the capacity, which torch multiplies and rounds down; half a byte more makes that exact."""
+        capacity = torch.cuda.mem_get_info()[1]
+        share = 1.0 if n_bytes is None else min(1.0, (n_bytes + 0.5) / capacity)
+        torch.cuda.set_per_process_memory_fraction(share)
 
     def facts(self) -> dict[str, Any]:
-        cudnn = torch.backends.cudnn.version()
+        """Capacity, CUDA, cuDNN."""
+        cudnn: int | None = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
         return {
             "torch_total_bytes": torch.cuda.mem_get_info()[1],
             "cuda": torch.version.cuda,
@@ -118,6 +125,7 @@ class Cuda:
 
     @contextmanager
     def history(self, max_entries: int) -> Iterator[Any]:
+        """With Python frames of every request."""
         record: Any = torch.cuda.memory._record_memory_history
         record("all", context="alloc", stacks="python", max_entries=max_entries, clear_history=True)
         try:
@@ -139,9 +147,11 @@ class Cpu:
         """Nothing to load."""
 
     def peak(self) -> Peak | None:
+        """Not known."""
         return None
 
     def reserved(self) -> int | None:
+        """Not known."""
         return None
 
     def reset(self) -> None:
@@ -151,19 +161,23 @@ class Cpu:
         """Nothing runs on its own."""
 
     def empty(self) -> None:
+        """Only cycles."""
         gc.collect()
 
     def clean(self) -> None:
+        """Only cycles."""
         gc.collect()
 
     def limit(self, n_bytes: int | None) -> None:
         """No limit is kept."""
 
     def facts(self) -> dict[str, Any]:
+        """None that a row names."""
         return {}
 
     @contextmanager
     def history(self, max_entries: int) -> Iterator[Any]:
+        """There is no allocator to ask."""
         yield lambda: None
 
 

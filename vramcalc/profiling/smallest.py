@@ -34,9 +34,7 @@ def resolution_of(reserved_bytes: int) -> int:
     return max(32 * MIB, round_up(reserved_bytes // 200, GRAIN_BYTES))
 
 
-def search(
-    runs: Callable[[int], bool], *, allocated_bytes: int, reserved_bytes: int, most_bytes: int
-) -> Search | None:
+def search(runs: Callable[[int], bool], *, allocated_bytes: int, reserved_bytes: int, most_bytes: int) -> Search | None:
     """Bisect between what a job allocates, below which no limit can do, and what it reserves when nothing presses.
 
     Args:
