@@ -144,7 +144,8 @@ def _planned(entries: list[Any], defaults: dict[str, Any], path: Path, where: Pl
     for number, entry in enumerate(entries, start=1):
         at = f"job {number}"
         _mapping(entry, path, at)
-        for settings in _combinations({**defaults, **entry}, path, at):
+        usual = {n: v for n, v in defaults.items() if n != "seq_len" or "seq_lens" not in entry}
+        for settings in _combinations({**usual, **entry}, path, at):
             try:
                 yield planned_job(settings, where, place_in_file=at)
             except VramcalcError as err:

@@ -18,7 +18,6 @@ from vramcalc.profiles import Peaks, ProfileRow, Recipe
 from vramcalc.render import table
 from vramcalc.units import gib
 
-_INDENT = {"initial_indent": "  ", "subsequent_indent": "    "}
 _OUTCOMES = {"measured": "measured", "out_of_memory": "out of memory", "failed": "failed"}
 
 
@@ -30,7 +29,12 @@ def profile_text(row: ProfileRow, path: Path | None = None) -> str:
         f"{job.model.name}, {job.model.num_hidden_layers} layers: {method_line(job)}",
         f"  on {gpu.name if gpu else 'the CPU'}",
         "\n".join(f"  {line}" for line in recipe_lines(job)),
-        fill("ran with " + ", ".join(f"{name} {v}" for name, v in row.versions.items()), 80, **_INDENT),
+        fill(
+            "ran with " + ", ".join(f"{name} {v}" for name, v in row.versions.items()),
+            80,
+            initial_indent="  ",
+            subsequent_indent="    ",
+        ),
         f"{_OUTCOMES[row.outcome]}{_failure(row)}",
         *_memory(row, job),
         *_speed(row),

@@ -22,6 +22,7 @@ def read_lines(path: Path) -> tuple[list[str], str]:
         FileNotFoundError: no such file.
         DataError: it cannot be read as text.
     """
+    _refuse_devices(path)
     try:
         return _split(path.read_bytes(), path)
     except FileNotFoundError:
@@ -45,6 +46,7 @@ def append(path: Path, line: str, *, unless: Callable[[list[str]], bool] = lambd
         DataError: the file cannot be written.
     """
     assert "\n" not in line, "a row is one line"
+    _refuse_devices(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with locked(path):
@@ -85,6 +87,12 @@ def _append(path: Path, line: str, unless: Callable[[list[str]], bool]) -> bool:
     if is_new:
         _sync_folder(path.parent)
     return True
+
+
+def _refuse_devices(path: Path) -> None:
+    """A pipe or a device could be read forever."""
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path} is no regular file; give a file of profile rows")
 
 
 def _split(content: bytes, path: Path) -> tuple[list[str], str]:

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import TrainerCallback
 
@@ -196,9 +195,13 @@ class VramcalcCallback(TrainerCallback):  # type: ignore[misc]
         """A run goes on whatever becomes of its measurement."""
         try:
             what()
-        except (VramcalcError, OSError, torch.OutOfMemoryError) as err:
+        except Exception as err:
             if not self._said:
                 self._said = True
-                self._show(f"vramcalc: this run cannot be measured: {err}")
+                self._show(f"vramcalc: this run cannot be measured: {_told(err)}")
             if what == self._begin:
                 self._over = True
+
+
+def _told(err: Exception) -> str:
+    return str(err) if isinstance(err, VramcalcError) else f"{type(err).__name__}: {err}"

@@ -157,7 +157,8 @@ def stack_of(model: nn.Module, args: Any, batches: Batches) -> Stack:
 
 def _quantised_layer(model: nn.Module) -> Any:
     """The first linear layer in four bits, None where there is none."""
-    return next((m for m in model.modules() if type(getattr(m, "weight", None)).__name__ == "Params4bit"), None)
+    # PEFT's wrappers pass the weight of their base layer on as their own.
+    return next((m for m in model.modules() if type(m._parameters.get("weight")).__name__ == "Params4bit"), None)
 
 
 def _frozen_dtype(model: nn.Module) -> torch.dtype | None:

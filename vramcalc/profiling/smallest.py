@@ -9,6 +9,8 @@ from vramcalc.units import MIB, round_up
 
 GRAIN_BYTES = 2 * MIB
 """torch's allocator asks the device for multiples of this."""
+LEAST_BYTES = 32 * MIB
+"""Differences below this are not looked for."""
 _STEPS_UP = 3
 
 
@@ -31,7 +33,7 @@ class Search:
 
 def resolution_of(reserved_bytes: int) -> int:
     """Half a percent of what the job reserves when it may, at least 32 MiB. [B]"""
-    return max(32 * MIB, round_up(reserved_bytes // 200, GRAIN_BYTES))
+    return max(LEAST_BYTES, round_up(reserved_bytes // 200, GRAIN_BYTES))
 
 
 def search(runs: Callable[[int], bool], *, allocated_bytes: int, reserved_bytes: int, most_bytes: int) -> Search | None:
