@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from counted_device import CountedDevice
 from peft import IA3Config, LoraConfig, get_peft_model
 from transformers import Trainer, TrainingArguments
 
+import vramcalc
 from vramcalc import estimate
 from vramcalc.hfconfig import to_spec
 from vramcalc.measuring import Place
@@ -84,6 +88,18 @@ def test_a_row_says_what_ran(tmp_path: Path) -> None:
     assert "memory is not measured on a CPU" in shown[0]
     assert row.memory is None
     assert shown[-1].endswith(f"added to {tmp_path / 'rows.jsonl'}")
+
+
+def test_the_callback_is_a_name_of_the_package_and_without_its_extra_says_so(tmp_path: Path) -> None:
+    assert vramcalc.VramcalcCallback is VramcalcCallback
+    assert "VramcalcCallback" in dir(vramcalc)
+    assert "VramcalcCallback" not in vramcalc.__all__
+    (tmp_path / "transformers.py").write_text("raise ModuleNotFoundError('no', name='transformers')")
+    script = "import sys; sys.path.insert(0, sys.argv[1]); from vramcalc import VramcalcCallback"
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=False, env=os.environ
+    )
+    assert "MissingExtra: VramcalcCallback runs inside transformers' Trainer, and transformers is not" in done.stderr
 
 
 METHODS: dict[str, tuple[Any, dict[str, Any], type, dict[str, Any]]] = {

@@ -47,7 +47,7 @@ from vramcalc.specs import QLoRA
 from vramcalc.units import MIB
 
 pytestmark = pytest.mark.trace
-WIDE = {"vocab_size": 8_000}
+WIDE = {"vocab_size": 8_000, "num_hidden_layers": 1}
 
 
 def job(arch: str = "llama", method: str = "lora", *, changes: dict[str, Any] | None = None, **settings: Any) -> Job:

@@ -23,6 +23,7 @@ _HOME = {
     "max_micro_batch_size": "vramcalc.largest",
     "max_seq_len": "vramcalc.largest",
     "detect_gpus": "vramcalc.detect",
+    "read_profiles": "vramcalc.profiles",
     "FullFineTuning": "vramcalc.specs",
     "LoRA": "vramcalc.specs",
     "QLoRA": "vramcalc.specs",
@@ -33,6 +34,8 @@ _HOME = {
     "VramcalcError": "vramcalc.errors",
 }
 __all__ = ["__version__", *_HOME]
+_WITH_PROFILE = {"VramcalcCallback": "vramcalc.profiling.callback"}
+"""Names that need the extra ``profile``; ``from vramcalc import *`` leaves them out."""
 
 if TYPE_CHECKING:
     from vramcalc.detect import detect_gpus as detect_gpus
@@ -45,6 +48,7 @@ if TYPE_CHECKING:
     from vramcalc.grid import estimate_grid as estimate_grid
     from vramcalc.largest import max_micro_batch_size as max_micro_batch_size
     from vramcalc.largest import max_seq_len as max_seq_len
+    from vramcalc.profiles import read_profiles as read_profiles
     from vramcalc.specs import FullFineTuning as FullFineTuning
     from vramcalc.specs import Gpu as Gpu
     from vramcalc.specs import LoRA as LoRA
@@ -58,13 +62,20 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> Any:
     """Names are imported when first used (PEP 562): a shell prompt must not wait for pydantic or numpy."""
-    home = _HOME.get(name)
+    home = _HOME.get(name) or _WITH_PROFILE.get(name)
     if home is None:
         raise AttributeError(f"module 'vramcalc' has no attribute {name!r}")
-    value = getattr(import_module(home), name)
+    try:
+        value = getattr(import_module(home), name)
+    except ModuleNotFoundError as err:
+        if name not in _WITH_PROFILE:
+            raise
+        from vramcalc.errors import MissingExtra
+
+        raise MissingExtra("profile", f"{name} runs inside transformers' Trainer", [str(err.name)]) from err
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})
+    return sorted({*globals(), *_HOME, *_WITH_PROFILE})

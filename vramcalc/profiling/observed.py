@@ -147,7 +147,7 @@ def stack_of(model: nn.Module, args: Any, batches: Batches) -> Stack:
         dtype=_name(dtype),
         autocast="bfloat16" if args.bf16 else "float16" if args.fp16 else None,
         adapter_dtype=_adapter_dtype(model, dtype),
-        prepare_model_for_kbit_training=layer is not None and embedding == torch.float32 != dtype,
+        prepare_model_for_kbit_training=layer is None or embedding == torch.float32 != dtype,
         attn_implementation=attention,
         loss="chunked" if batches.fused_head else "full",
         alloc_conf=next((os.environ[name] for name in ENVIRONMENT if os.environ.get(name)), None),
