@@ -16,7 +16,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+from vramcalc.device_use import Use
+
 CAPACITY = 8 << 30
+CONTEXT = 300 << 20
+OTHERS = 70 << 20
+"""What other processes take of the device."""
 
 
 class CountedDevice(TorchDispatchMode):
@@ -76,7 +81,7 @@ class CountedDevice(TorchDispatchMode):
         self.highest, self.highest_pool = self.now, self.pool
 
     def synchronize(self) -> None:
-        """Nothing runs on its own."""
+        assert self.started, "this would have made the context"
 
     def empty(self) -> None:
         gc.collect()
@@ -96,3 +101,14 @@ class CountedDevice(TorchDispatchMode):
         trace = [{"action": "alloc", "addr": 1, "size": size, "frames": [{"filename": "a.py", "line": 1, "name": "f"}]}]
         block = {"address": 1, "size": size, "state": "active_allocated", "frames": trace[0]["frames"]}
         yield lambda: {"segments": [{"address": 1, "device": 0, "blocks": [block]}], "device_traces": [trace]}
+
+
+class CountedUse:
+    """NVML's view of a counted device."""
+
+    def __init__(self, device: CountedDevice, *, tells_process: bool = True) -> None:
+        self.device, self.tells_process = device, tells_process
+
+    def now(self) -> Use:
+        own = CONTEXT + self.device.pool if self.device.started else 0
+        return Use(own if self.tells_process and own else None, OTHERS + own)

@@ -21,7 +21,7 @@ import pytest
 import torch
 from command import process, run
 from configs import CONFIGS, write_config
-from counted_device import CountedDevice
+from counted_device import CONTEXT, OTHERS, CountedDevice, CountedUse
 from hypothesis import given
 from hypothesis import strategies as st
 from profile_rows import CPU, recipe
@@ -38,7 +38,7 @@ from vramcalc.profiling import fake
 from vramcalc.profiling import smallest as smallest_memory
 from vramcalc.profiling.build import attention_of, build, quantised_model
 from vramcalc.profiling.device import Cpu, Cuda, Device
-from vramcalc.profiling.job import attach, build_model
+from vramcalc.profiling.job import attach, build_model, forget_optimizers
 from vramcalc.profiling.live_blocks import largest, peak_blocks
 from vramcalc.profiling.measure import Measurement, Run, asked_bytes
 from vramcalc.profiling.phases import PhasePeaks
@@ -56,9 +56,9 @@ def job(arch: str = "llama", method: str = "lora", *, changes: dict[str, Any] | 
     return found
 
 
-def take(asked: Job, device: Any, *, find_smallest: bool = False, blocks: int = 0) -> dict[str, Any]:
+def take(asked: Job, device: Any, use: Any = None, *, find_smallest: bool = False, blocks: int = 0) -> dict[str, Any]:
     run_ = Run(asked.model, asked.method, asked.training, asked.stack, device)
-    return Measurement(run_, None).take(find_smallest=find_smallest, blocks=blocks)
+    return Measurement(run_, use).take(find_smallest=find_smallest, blocks=blocks)
 
 
 def row_of(asked: Job, found: dict[str, Any]) -> ProfileRow:
@@ -179,6 +179,57 @@ def test_a_phase_is_as_high_as_what_was_alive_in_it() -> None:
     assert {n: p["allocated_bytes"] for n, p in found.items()} == {
         "load": 1000, "forward": 6000, "backward": 1000, "optimizer": 1300, "whole": 10_300,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("tells_process", [True, False])
+def test_the_context_is_what_the_process_has_beside_torchs_allocator(tells_process: bool) -> None:
+    asked = job(method="full", changes=WIDE)
+    with CountedDevice() as device:
+        found = take(asked, device, CountedUse(device, tells_process=tells_process))
+    assert found["outcome"] == "measured", found.get("failure")
+    made = row_of(asked, found)
+    assert inconsistencies(made) == []
+    memory = made.memory
+    assert memory
+    assert memory.context_bytes == CONTEXT
+    assert memory.before_cuda
+    assert memory.before_cuda.device_used_bytes == OTHERS
+    for moment in (memory.context, memory.blas, memory.loaded, memory.first_step, memory.end):
+        assert moment
+        assert moment.device_used_bytes == OTHERS + CONTEXT + moment.reserved_bytes
+        assert (moment.process_bytes is not None) == tells_process
+    assert memory.samples > 0
+    assert memory.device_used_peak_bytes
+    assert memory.whole
+    # Samples may miss the highest instant, never exceed it.
+    assert memory.device_used_peak_bytes <= OTHERS + CONTEXT + memory.whole.reserved_bytes
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("full", {"optim": "adamw_bnb_8bit"}),
+        ("full", {"autocast": "float16", "dtype": "float32", "keeps_outputs": "next_forward"}),
+        ("lora", {"gradient_checkpointing": "reentrant", "modules_to_save": ["embed_tokens"]}),
+        ("qlora", {"gradient_checkpointing": "non_reentrant", "optim": "paged_adamw_8bit"}),
+        ("full", {"optim": "adafactor", "attn_implementation": "eager"}),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("fails", [False, True], ids=["runs", "out of memory"])
+def test_a_trial_leaves_nothing_alive(method: str, settings: dict[str, Any], fails: bool) -> None:
+    asked = job(method=method, changes=WIDE, **settings)
+    with CountedDevice() as device, attention_of(asked.stack):
+        found = Measurement(Run(asked.model, asked.method, asked.training, asked.stack, device), None)
+        found._trial()
+        forget_optimizers()
+        device.clean()
+        left, highest = device.now, device.highest
+        device.limit(highest * 3 // 4 if fails else None)
+        assert found._trial() != fails
+        forget_optimizers()
+        device.clean()
+        assert device.now <= left < highest // 20
 
 
 def test_more_tokens_take_more_memory_and_accumulation_takes_no_more_activations() -> None:

@@ -104,6 +104,8 @@ class Memory(_Record):
     """Before the first tensor."""
     blas: Moment | None = None
     """After the first matrix product."""
+    loaded: Moment | None = None
+    """Model, adapters and optimizer are there; what the allocator holds beyond them is fragments of loading."""
     first_step: Moment | None = None
     end: Moment | None = None
     """After the last step that was measured."""

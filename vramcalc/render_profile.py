@@ -9,7 +9,7 @@ from typing import Any
 
 from vramcalc.campaign import Campaign
 from vramcalc.campaign_run import Summary
-from vramcalc.describe import method_line, recipe_lines
+from vramcalc.describe import SHORT_DTYPES, method_line, recipe_lines
 from vramcalc.errors import VramcalcError
 from vramcalc.estimation import estimate_job
 from vramcalc.job import Job
@@ -26,7 +26,7 @@ def profile_text(row: ProfileRow, path: Path | None = None) -> str:
     job = job_of(row)
     gpu = row.machine.gpu
     parts = [
-        f"{job.model.name}, {job.model.num_hidden_layers} layers: {method_line(job)}",
+        f"{job.model.name}, {job.model.num_hidden_layers} layers: {method_line(job)}\n"
         f"  on {gpu.name if gpu else 'the CPU'}",
         "\n".join(f"  {line}" for line in recipe_lines(job)),
         fill(
@@ -122,6 +122,8 @@ def _blocks(row: ProfileRow) -> list[str]:
 def _remarks(row: ProfileRow) -> list[str]:
     told = [f"contradicts itself: {text}" for text in inconsistencies(row)]
     told += [f"note: {note}" for note in row.notes]
+    if row.sdpa_backend and row.recipe.device == "cuda":
+        told.append(f"attention that torch chose: {row.sdpa_backend}")
     told += [f"unchecked: the recipe models another release than ran: {v}" for v in row.unchecked_versions]
     return ["\n".join(told)] if told else []
 
@@ -132,6 +134,12 @@ def recipe_line(recipe: Recipe) -> str:
     extra = "".join(
         f", {word}"
         for word, there in (
+            (recipe.stack.name, recipe.stack.name != "transformers-trainer"),
+            (f"{SHORT_DTYPES[recipe.stack.dtype]} weights", recipe.stack.dtype != "bfloat16"),
+            ("no autocast", recipe.stack.autocast is None and recipe.stack.name == "transformers-trainer"),
+            ("expandable segments", recipe.stack.allocator.expandable_segments),
+            ("padded", t.padded),
+            (f"{t.gradient_accumulation_steps} micro-steps", t.gradient_accumulation_steps > 1),
             (f"{t.gradient_checkpointing} checkpointing", t.gradient_checkpointing != "none"),
             (recipe.stack.attn_implementation, recipe.stack.attn_implementation != "sdpa"),
             (recipe.stack.sdpa_kernel, recipe.stack.sdpa_kernel != "auto"),

@@ -20,7 +20,7 @@ from vramcalc.device_use import DeviceUse, Polled
 from vramcalc.profiling import live_blocks
 from vramcalc.profiling.build import attention_of, build, seen_backend
 from vramcalc.profiling.device import Device
-from vramcalc.profiling.job import build_optimizer, torch_dtype
+from vramcalc.profiling.job import build_optimizer, forget_optimizers, torch_dtype
 from vramcalc.profiling.loop import Loop, Marker
 from vramcalc.profiling.phases import PhasePeaks, Unmarked
 from vramcalc.profiling.result import installed_versions
@@ -131,6 +131,7 @@ class Measurement:
         loop = self.run.loop(self.phases)
         self.phases.mark("load.between")
         self.device.empty()
+        self._moment("loaded")
         self.stage = "steps"
         self._measured_steps(loop)
         self._timed_steps(loop)
@@ -151,9 +152,11 @@ class Measurement:
         self._moment("blas")
 
     def _moment(self, name: str) -> None:
+        # Asking torch for anything would make the context that is still missing before the start.
         reserved = 0 if name == "before_cuda" else self.device.reserved()
         if self.use is not None and reserved is not None:
-            self.device.synchronize()
+            if name != "before_cuda":
+                self.device.synchronize()
             process, device = self.use.now()
             self.memory[name] = {"process_bytes": process, "device_used_bytes": device, "reserved_bytes": reserved}
 
@@ -223,6 +226,7 @@ class Measurement:
         load, whole = self.memory["load"], self.memory["whole"]
 
         def runs(limit: int) -> bool:
+            forget_optimizers()
             self.device.clean()
             residue[0] = max(residue[0], self.device.reserved() or 0)
             self.device.limit(limit)
@@ -257,15 +261,14 @@ class Measurement:
         self.device.synchronize()
 
     def _failed(self, err: Exception) -> None:
-        out = isinstance(err, self.device.out_of_memory)
+        # A device without room for its own context can measure nothing.
+        out = isinstance(err, self.device.out_of_memory) and self.stage != "start"
         phase = self.phases.phase if self.phases is not None else self.stage
         text = str(err) if out else "".join(traceback.format_exception(err))[-4000:]
         if self.stage in ("blocks", "smallest"):
             # The measurement itself is complete.
             self.found["notes"].append(f"{self.stage}: {type(err).__name__}: {str(err)[:500]}")
             return
-        if self.stage == "start":
-            out = False
         failure = {"kind": type(err).__name__, "message": text, "phase": phase, "asked_bytes": asked_bytes(str(err))}
         self.found |= {"outcome": "out_of_memory" if out else "failed", "failure": failure}
 
