@@ -50,6 +50,12 @@ pytestmark = pytest.mark.trace
 WIDE = {"vocab_size": 8_000, "num_hidden_layers": 1}
 
 
+@pytest.fixture(scope="module")
+def imported() -> None:
+    """Libraries make tables of their own when they are imported and first used."""
+    assert take(job(method="qlora"), Cpu())["outcome"] == "measured"
+
+
 def job(arch: str = "llama", method: str = "lora", *, changes: dict[str, Any] | None = None, **settings: Any) -> Job:
     spec = to_spec(CONFIGS[arch], arch).replace(**(changes or {}))
     found, _ = make_job(spec, method, **{"seq_len": 32, **settings})
@@ -217,10 +223,12 @@ def test_the_context_is_what_the_process_has_beside_torchs_allocator(tells_proce
     ids=str,
 )
 @pytest.mark.parametrize("fails", [False, True], ids=["runs", "out of memory"])
+@pytest.mark.usefixtures("imported")
 def test_a_trial_leaves_nothing_alive(method: str, settings: dict[str, Any], fails: bool) -> None:
     asked = job(method=method, changes=WIDE, **settings)
     with CountedDevice() as device, attention_of(asked.stack):
         found = Measurement(Run(asked.model, asked.method, asked.training, asked.stack, device), None)
+        device.start()
         found._trial()
         forget_optimizers()
         device.clean()
