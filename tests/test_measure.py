@@ -13,7 +13,7 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,18 @@ from vramcalc.specs import QLoRA
 from vramcalc.units import MIB
 
 pytestmark = pytest.mark.trace
-WIDE = {"vocab_size": 8_000, "num_hidden_layers": 1}
+WIDE = {"vocab_size": 8_000}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny operators spend their time waiting for threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +68,7 @@ def imported() -> None:
 
 
 def job(arch: str = "llama", method: str = "lora", *, changes: dict[str, Any] | None = None, **settings: Any) -> Job:
-    spec = to_spec(CONFIGS[arch], arch).replace(**(changes or {}))
+    spec = to_spec(CONFIGS[arch], arch).replace(**{"num_hidden_layers": 1, **(changes or {})})
     found, _ = make_job(spec, method, **{"seq_len": 32, **settings})
     return found
 
@@ -148,7 +159,7 @@ def test_key_heads_are_repeated_only_inside_and_only_when_asked() -> None:
 )
 def test_a_measurement_is_complete_and_holds_together(method: str, settings: dict[str, Any]) -> None:
     settings = {**settings} if "seq_lens" in settings else {"seq_len": 32, **settings}
-    spec = to_spec(CONFIGS["llama"], "llama")
+    spec = to_spec(CONFIGS["llama"], "llama").replace(num_hidden_layers=2)
     asked, _ = make_job(spec, method, **settings)
     with CountedDevice() as device:
         found = take(asked, device, blocks=3)
