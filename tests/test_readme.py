@@ -5,10 +5,14 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from profile_rows import row
 from test_laws import tiny
 
 from vramcalc import verdict
+from vramcalc.campaign_run import Summary
 from vramcalc.presets import PRESETS
+from vramcalc.profiles import shipped
+from vramcalc.render_profile import summary_dict
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
 
@@ -27,6 +31,15 @@ def test_every_json_field_is_documented() -> None:
     found = tiny("lora", gpu="t4")
     fields = {*found.to_dict(), *verdict(found).to_dict(), *found.to_dict()["rows"][0], "remedies"}
     assert {name for name in fields if f"`{name}`" not in README} == set()
+
+
+def test_every_field_of_a_profile_row_is_documented() -> None:
+    fields = {*row().model_dump(by_alias=True), *summary_dict(Summary(), Path("rows.jsonl"))}
+    assert {name for name in fields if f"`{name}`" not in README} == set()
+
+
+def test_what_the_project_has_not_measured_is_said_as_long_as_it_is_true() -> None:
+    assert ("No number in this README rests on a measurement of the project's own yet" in README) == (not [*shipped()])
 
 
 def test_every_recipe_is_listed() -> None:

@@ -32,6 +32,7 @@ _HOME = {
     "StepTime": "vramcalc.timing",
     "step_flops": "vramcalc.flops",
     "detect_gpus": "vramcalc.detect",
+    "read_profiles": "vramcalc.profiles",
     "FullFineTuning": "vramcalc.specs",
     "LoRA": "vramcalc.specs",
     "QLoRA": "vramcalc.specs",
@@ -42,6 +43,8 @@ _HOME = {
     "VramcalcError": "vramcalc.errors",
 }
 __all__ = ["__version__", *_HOME]
+_WITH_PROFILE = {"VramcalcCallback": "vramcalc.profiling.callback"}
+"""Names that need the extra ``profile``; ``from vramcalc import *`` leaves them out."""
 
 if TYPE_CHECKING:
     from vramcalc.choices import planning_table as planning_table
@@ -60,6 +63,7 @@ if TYPE_CHECKING:
     from vramcalc.largest import max_seq_len as max_seq_len
     from vramcalc.planning import Plan as Plan
     from vramcalc.planning import plan as plan
+    from vramcalc.profiles import read_profiles as read_profiles
     from vramcalc.specs import FullFineTuning as FullFineTuning
     from vramcalc.specs import Gpu as Gpu
     from vramcalc.specs import LoRA as LoRA
@@ -76,13 +80,20 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> Any:
     """Names are imported when first used (PEP 562): a shell prompt must not wait for pydantic or numpy."""
-    home = _HOME.get(name)
+    home = _HOME.get(name) or _WITH_PROFILE.get(name)
     if home is None:
         raise AttributeError(f"module 'vramcalc' has no attribute {name!r}")
-    value = getattr(import_module(home), name)
+    try:
+        value = getattr(import_module(home), name)
+    except ModuleNotFoundError as err:
+        if name not in _WITH_PROFILE:
+            raise
+        from vramcalc.errors import MissingExtra
+
+        raise MissingExtra("profile", f"{name} runs inside transformers' Trainer", [str(err.name)]) from err
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})
+    return sorted({*globals(), *_HOME, *_WITH_PROFILE})

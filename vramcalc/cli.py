@@ -1,6 +1,7 @@
 """The ``vramcalc`` command: its subcommands, and how errors end it.
 
-Exit status: 0 something fits (or nothing was asked to fit), 1 nothing fits or a trace differs, 2 bad input.
+Exit status: 0 something fits (or nothing was asked to fit), 1 nothing fits, a trace differs or a measured job failed,
+2 bad input.
 """
 
 import sys
@@ -10,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from vramcalc import __version__
-from vramcalc.commands import jobs, known, money
+from vramcalc.commands import jobs, known, measuring, money
 from vramcalc.errors import DoesNotFit, VramcalcError
 from vramcalc.terminal import print_text
 
@@ -33,6 +34,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "plan": money.plan,
     "table": money.table,
     "trace": jobs.trace,
+    "profile": measuring.profile,
+    "campaign": measuring.campaign,
     "gpus": known.gpus,
     "models": known.models,
     "accuracy": known.accuracy,

@@ -199,18 +199,21 @@ def _instances(pynvml: Any, physical: Any) -> Iterator[Any]:
             yield pynvml.nvmlDeviceGetMigDeviceHandleByIndex(physical, slot)
 
 
-class _Memory(NamedTuple):
+class Memory(NamedTuple):
+    """Memory of a device as NVML tells it; ``reserved`` is None where the driver does not. [B]"""
+
     total: int
     reserved: int | None
     free: int
 
     @property
     def used(self) -> int:
+        """What processes take. [B]"""
         # NVML's own field counts what is reserved in some releases of the driver and not in others.
         return max(0, self.total - (self.reserved or 0) - self.free)
 
 
-def _memory(pynvml: Any, handle: Any) -> _Memory | None:
+def memory_of(pynvml: Any, handle: Any) -> Memory | None:
     """Memory by the second version of NVML's struct, by the first on drivers before 510, None where neither tells."""
     untold = (
         pynvml.NVMLError_FunctionNotFound,
@@ -220,17 +223,17 @@ def _memory(pynvml: Any, handle: Any) -> _Memory | None:
     memory = None
     with suppress(*untold):
         answer = pynvml.nvmlDeviceGetMemoryInfo(handle, version=pynvml.nvmlMemory_v2)
-        memory = _Memory(answer.total, answer.reserved, answer.free)
+        memory = Memory(answer.total, answer.reserved, answer.free)
     if memory is None:
         with suppress(*untold):
             answer = pynvml.nvmlDeviceGetMemoryInfo(handle)
-            memory = _Memory(answer.total, None, answer.free)
+            memory = Memory(answer.total, None, answer.free)
     return memory if memory and memory.total > (memory.reserved or 0) else None
 
 
 def _device(pynvml: Any, handle: Any, physical: Any, index: int, parent: str | None) -> Device | None:
     """A GPU or MIG instance, None when NVML does not tell its memory; instances are asked for little else."""
-    memory = _memory(pynvml, handle)
+    memory = memory_of(pynvml, handle)
     if memory is None:
         return None
     uuid = _text(pynvml.nvmlDeviceGetUUID(handle))
@@ -271,7 +274,7 @@ def _mig_ids(pynvml: Any, handle: Any) -> tuple[int, int]:
     return pynvml.nvmlDeviceGetGpuInstanceId(handle), pynvml.nvmlDeviceGetComputeInstanceId(handle)
 
 
-def _notes(capability: tuple[int, ...], memory: _Memory, running: list[Any] | None) -> Iterator[str]:
+def _notes(capability: tuple[int, ...], memory: Memory, running: list[Any] | None) -> Iterator[str]:
     if capability < (8, 0):
         yield "no bfloat16 arithmetic: use float16 with loss scaling"
     if memory.reserved is None:

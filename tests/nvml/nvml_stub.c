@@ -146,6 +146,16 @@ int nvmlDeviceGetHandleByIndex_v2(unsigned index, Device **d) {
     return SUCCESS;
 }
 
+int nvmlDeviceGetHandleByUUID(const char *uuid, Device **d) {
+    if (!users) return UNINITIALIZED;
+    for (int i = 0; i < n_gpus; i++) {
+        if (!strcmp(gpu[i]->uuid, uuid)) { *d = gpu[i]; return gpu[i]->handle_error; }
+        for (int k = 0; k < gpu[i]->n_instances; k++)
+            if (!strcmp(gpu[i]->instance[k]->uuid, uuid)) { *d = gpu[i]->instance[k]; return SUCCESS; }
+    }
+    return NOT_FOUND;
+}
+
 int nvmlDeviceGetName(Device *d, char *to, unsigned size) { CHECK(d); return text(d->name, to, size); }
 int nvmlDeviceGetUUID(Device *d, char *to, unsigned size) { CHECK(d); return text(d->uuid, to, size); }
 

@@ -6,6 +6,7 @@ Nothing here knows whether the tensors are real.
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -209,8 +210,7 @@ def build_optimizer(model: nn.Module, training: TrainingSpec, stack: Stack) -> t
 def _bnb_optimizer(model: nn.Module, groups: list[dict[str, Any]], name: str, stack: Stack) -> torch.optim.Optimizer:
     import bitsandbytes as bnb
 
-    # The manager is a process-wide singleton that remembers parameters by id.
-    bnb.optim.GlobalOptimManager.get_instance().initialize()
+    forget_optimizers()
     cls, kwargs = _BNB_OPTIMIZERS[name]
     optimizer: torch.optim.Optimizer = getattr(bnb.optim, cls)(groups, lr=1e-4, **kwargs)
     if stack.bnb_embeddings_32bit and name.endswith("8bit"):
@@ -219,3 +219,10 @@ def _bnb_optimizer(model: nn.Module, groups: list[dict[str, Any]], name: str, st
             if isinstance(module, nn.Embedding):
                 manager.register_module_override(module, "weight", {"optim_bits": 32})
     return optimizer
+
+
+def forget_optimizers() -> None:
+    """Let go of modules and parameters of earlier optimizers: bitsandbytes keeps them for the whole process."""
+    bnb = sys.modules.get("bitsandbytes")
+    if bnb is not None:
+        bnb.optim.GlobalOptimManager.get_instance().initialize()

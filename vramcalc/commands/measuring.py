@@ -1,0 +1,150 @@
+"""Commands that run real jobs: ``profile`` and ``campaign``."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vramcalc.commands.common import Json, Method, Model, StackName, exit_with, known_method
+from vramcalc.errors import InvalidValue
+from vramcalc.options import settings_of, whole_number, with_options
+from vramcalc.terminal import print_json, print_text
+
+if TYPE_CHECKING:
+    from vramcalc.campaign_run import Progress
+
+Device = Annotated[str, typer.Option(help="cuda, or cpu: speed alone.")]
+Output = Annotated[Path | None, typer.Option(help="File of rows; without it, one in the user's data folder.")]
+
+
+@with_options
+def profile(
+    model: Model,
+    layers: Annotated[str | None, typer.Option(help="Decoder layers to build.", metavar="<int>")] = None,
+    method: Method = "lora",
+    device: Device = "cuda",
+    smallest: Annotated[bool, typer.Option("--smallest", help="Also find the smallest memory that suffices.")] = False,
+    blocks: Annotated[str, typer.Option(help="Record so many of the largest live blocks.", metavar="<int>")] = "0",
+    output: Output = None,
+    stack: StackName = "transformers-trainer",
+    as_json: Json = False,
+    **options: Any,
+) -> None:
+    """Run one job on this machine's GPU and measure it (extra 'profile').
+
+    Random weights, nothing is downloaded. The row is added to a file; see 'campaign' for many.
+    """
+    from vramcalc.campaign import planned_job
+    from vramcalc.campaign_run import Rows, default_output
+    from vramcalc.measuring import Worker, place
+
+    where = place(device)
+    asked = {
+        **settings_of(options),
+        "model": model,
+        "method": known_method(method),
+        "stack": stack,
+        "layers": None if layers is None else whole_number("--layers", layers),
+        "device": device,
+        "find_smallest": smallest,
+        "live_blocks": whole_number("--blocks", blocks),
+    }
+    planned = planned_job(asked, where)
+    rows = Rows(output or default_output("profiles"), retry_failed=True)
+    with Worker(planned.recipe, where) as worker:
+        row = worker.row()
+    rows.add_always(row)
+    if as_json:
+        print_json(row.model_dump(mode="json", by_alias=True))
+    else:
+        from vramcalc.render_profile import profile_text
+
+        print_text(profile_text(row, rows.path))
+    exit_with(row.outcome == "measured")
+
+
+def campaign(
+    file: Annotated[str, typer.Argument(help="YAML file, or the name of one that comes with vramcalc.")],
+    device: Device = "cuda",
+    output: Output = None,
+    minutes: Annotated[str | None, typer.Option(help="Start nothing that would end later.", metavar="<float>")] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Measure failed jobs again.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the jobs.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Measure a list of jobs, from where it was left off (extra 'profile').
+
+    Every row is on the disk the moment it is measured; start it again after it was stopped. Exit status 1 where a
+    job failed or contradicts itself; running out of memory is a result.
+    """
+    from vramcalc.campaign import find, read_campaign
+    from vramcalc.campaign_run import Rows, default_output, run
+    from vramcalc.render_profile import jobs_text, summary_dict, summary_text
+
+    path, limit = find(file), None if minutes is None else _minutes(minutes)
+    if dry_run:
+        planned = read_campaign(path, device=device)
+        print_json([_job_dict(p) for p in planned.jobs]) if as_json else print_text(jobs_text(planned))
+        return
+    from vramcalc.measuring import place
+
+    where = place(device)
+    planned = read_campaign(path, device=device, where=where)
+    rows = Rows(output or default_output(planned.name), retry_failed=retry_failed)
+    with _Bar() as bar:
+        found = run(planned, rows, where, minutes=limit, told=bar.told)
+    print_json(summary_dict(found, rows.path)) if as_json else print_text(summary_text(found, rows.path))
+    exit_with(not found.problems and not found.outcomes["failed"])
+
+
+def _job_dict(planned: Any) -> dict[str, Any]:
+    return {"job_id": planned.recipe.job_id, "expected_s": planned.expected_s, "where": planned.where}
+
+
+def _minutes(text: str) -> float:
+    try:
+        found = float(text)
+    except ValueError:
+        found = 0.0
+    if not 0 < found < 1e6:
+        raise InvalidValue("--minutes", text, "a number of minutes, more than 0")
+    return found
+
+
+class _Bar:
+    """Progress on a terminal, with the time that is left; nothing where stderr is no terminal."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __enter__(self) -> "_Bar":
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+            columns = (
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[left]}"),
+                TextColumn("{task.fields[last]}"),
+            )
+            self._bar = Progress(*columns, console=Console(stderr=True))
+            self._task = self._bar.add_task("", total=None, left="", last="")
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def told(self, progress: "Progress") -> None:
+        """Show how far it is."""
+        if self._bar is None:
+            return
+        from vramcalc.render_profile import row_line
+
+        left = f"{progress.left_s / 60:.0f} min left" if progress.left_s >= 90 else f"{progress.left_s:.0f} s left"
+        last = row_line(progress.row) if progress.row else ""
+        self._bar.update(self._task, completed=progress.done, total=progress.total, left=left, last=last)

@@ -1,0 +1,65 @@
+"""The highest memory of every phase of a job: statistics are read and reset wherever a phase begins."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from vramcalc.profiling.device import Device
+
+TRAINING = ("forward", "backward", "optimizer", "zero_grad", "between")
+"""Phases after loading."""
+
+
+class PhasePeaks:
+    """A :class:`~vramcalc.profiling.loop.Marker` that keeps the highest memory of every kind of phase.
+
+    Attributes:
+        phase: the kind that runs now.
+    """
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._found: dict[str, tuple[int, int]] = {}
+        self.phase = "load"
+        device.reset()
+
+    def mark(self, phase: str) -> None:
+        """A phase begins, such as ``"step0.1.forward"``."""
+        self._fold()
+        kind = phase.rsplit(".", 1)[-1]
+        self.phase = kind if kind in TRAINING else "between"
+
+    def label(self, tensor: torch.Tensor, label: str) -> None:
+        """Tensors need no names here."""
+
+    def done(self) -> dict[str, Any]:
+        """Peaks by kind of phase as ``profiles.Memory`` names them, with the ``whole`` of training; none on a CPU."""
+        self._fold()
+        found: dict[str, Any] = {n: _named(p) for n, p in self._found.items() if n not in ("zero_grad", "between")}
+        training = [peak for name, peak in self._found.items() if name in TRAINING]
+        if training:
+            found["whole"] = _named((max(a for a, _ in training), max(r for _, r in training)))
+        return found
+
+    def _fold(self) -> None:
+        peak = self._device.peak()
+        if peak is not None:
+            before = self._found.get(self.phase, (0, 0))
+            self._found[self.phase] = (max(before[0], peak[0]), max(before[1], peak[1]))
+        self._device.reset()
+
+
+class Unmarked:
+    """A marker that does nothing, for steps that are timed."""
+
+    def mark(self, phase: str) -> None:
+        """Nothing is measured."""
+
+    def label(self, tensor: torch.Tensor, label: str) -> None:
+        """Nothing is named."""
+
+
+def _named(peak: tuple[int, int]) -> dict[str, int]:
+    return {"allocated_bytes": peak[0], "reserved_bytes": peak[1]}
