@@ -204,7 +204,7 @@ def refusing_endpoint() -> str:
         return f"http://127.0.0.1:{free.getsockname()[1]}"
 
 
-@pytest.mark.parametrize("endpoint", [refusing_endpoint(), "no-address"])
+@pytest.mark.parametrize("endpoint", [refusing_endpoint(), "no-address"], ids=["refusing", "no-address"])
 def test_a_hub_that_cannot_be_reached_is_named(tmp_path: Path, endpoint: str) -> None:
     answer = ask("acme/good", tmp_path, endpoint)
     assert answer["error"] == "HubOffline"

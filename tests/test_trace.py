@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -61,7 +62,11 @@ def births(events: list[int], sizes: list[int]) -> list[int]:
     return [sizes[e] for e in events if e >= 0 and sizes[e] > 2048]
 
 
-@pytest.mark.parametrize(("family", "method", "settings"), CASES, ids=str)
+def _named(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=sorted)
+
+
+@pytest.mark.parametrize(("family", "method", "settings"), CASES, ids=_named)
 def test_the_shadow_asks_for_what_the_libraries_ask_for(family: str, method: str, settings: dict[str, Any]) -> None:
     job, _ = make_job(to_spec(CONFIGS[family], family), method, **settings)
     found: Trace = trace(job.model, job.method, job.training, job.stack)

@@ -1,4 +1,4 @@
-"""Speed, two or more things per group in one run: ``pytest tests/benchmarks --benchmark-only``.
+"""Speed, two or more things per group in one run: ``pytest -n 0 tests/benchmarks --benchmark-only``.
 
 The printed ratios are the result; seconds depend on the machine.
 """
