@@ -90,7 +90,8 @@ class SlowAllocator:
         self.live: dict[bool, list[Stretch]] = {True: [], False: []}
         self.requests = 0
         self.freed: dict[Stretch, int] = {}
-        self.top = self.peak_allocated_bytes = self.peak_reserved_bytes = self.retries = 0
+        self.low, self.high = 0, 1 << 49
+        self.peak_allocated_bytes = self.peak_reserved_bytes = self.retries = 0
 
     @property
     def allocated_bytes(self) -> int:
@@ -188,8 +189,12 @@ class SlowAllocator:
         n = PAGE[small] if size < 10 * MIB else round_up(size, 2 * MIB)
         if not self.has(n):
             return None
-        segment = (self.top, self.top + n)
-        self.top += n
+        if n <= PAGE[False]:
+            segment = (self.low, self.low + n)
+            self.low += n
+        else:
+            self.high -= n
+            segment = (self.high, self.high + n)
         self.segments[small].append(segment)
         self.noted()
         return segment

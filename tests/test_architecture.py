@@ -39,7 +39,7 @@ LAYERS = (
     {"profiles"},
     {"profile_metrics", "measuring"},
     {"step"},
-    {"ledger", "warn"},
+    {"ledger", "loading", "warn"},
     {"timeline"},
     {"walk"},
     {"estimation", "difference", "snapshots"},

@@ -6,6 +6,7 @@ Read off the sources of the releases and compared with traces of them; ``tests/r
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class Release:
         additive_mask: one additive mask for all layers, where later releases hand SDPA a boolean one.
         caches: a model in training fills a KV cache.
         copies_into_cache: what is put into the cache is copied.
+        warms_up: what a quantised model is given one block for before it is read: what stays of it, or half of what it
+            takes in 16 bits.
     """
 
     since: tuple[int, int]
@@ -37,15 +40,23 @@ class Release:
     additive_mask: bool = False
     caches: bool = True
     copies_into_cache: bool = True
+    warms_up: Literal["no", "half", "what stays"] = "no"
 
 
 _MISTRAL, _QWEN = frozenset({"mistral"}), frozenset({"qwen2"})
 _EVERY = frozenset({"llama"}) | _MISTRAL | _QWEN
 
 _UNTIL_4_47 = Release((4, 46), (4, 47), _MISTRAL, True, True, False, _MISTRAL, _MISTRAL | _QWEN, True, True, False)
-_UNTIL_4_52 = Release(
-    (4, 49), (4, 52), repeats_heads=True, contiguous=True, additive_mask=True, copies_into_cache=False
+_FROM_4_48 = Release(
+    (4, 48),
+    (4, 48),
+    shifts_logits=True,
+    repeats_heads=True,
+    contiguous=True,
+    additive_mask=True,
+    copies_into_cache=False,
 )
+_FROM_4_50 = replace(_FROM_4_48, since=(4, 50), checked=(4, 52), shifts_logits=False, warms_up="half")
 
 RELEASES = (
     replace(
@@ -58,12 +69,13 @@ RELEASES = (
     ),
     replace(_UNTIL_4_47, since=(4, 45), checked=(4, 45), raises_logits=_EVERY),
     _UNTIL_4_47,
-    replace(_UNTIL_4_52, since=(4, 48), checked=(4, 48), shifts_logits=True),
-    _UNTIL_4_52,
-    replace(_UNTIL_4_52, since=(4, 53), checked=(4, 53), additive_mask=False),
-    Release((4, 54), (4, 55), contiguous=True),
-    Release((4, 56), (4, 57)),
-    Release((5, 0), (5, 23)),
+    _FROM_4_48,
+    replace(_FROM_4_48, since=(4, 49), checked=(4, 49), shifts_logits=False),
+    _FROM_4_50,
+    replace(_FROM_4_50, since=(4, 53), checked=(4, 53), additive_mask=False),
+    Release((4, 54), (4, 55), contiguous=True, warms_up="half"),
+    Release((4, 56), (4, 57), warms_up="half"),
+    Release((5, 0), (5, 23), warms_up="what stays"),
 )
 """The oldest first."""
 

@@ -13,10 +13,11 @@ from typing import NamedTuple
 from vramcalc.alloc_conf import AllocatorSettings
 from vramcalc.job import Job
 from vramcalc.ledger import SCENE, Instant, Row, instants, requested, rows_at, size_of
+from vramcalc.loading import read_quantised
 from vramcalc.methods.lora import layers_alike
 from vramcalc.shadow.program import WALKED_LAYERS, Expansion, NotRepeatable, Program
 from vramcalc.shadow.replay import Replay, Step, replay_steps
-from vramcalc.specs import LoRA
+from vramcalc.specs import LoRA, QLoRA
 from vramcalc.step import Loop, Sizes
 from vramcalc.timeline import Timeline, timeline_of
 
@@ -154,7 +155,7 @@ class Walks:
         self.instants = tuple(i for i, _ in self._found)
         self.ranked = _ranked(self._found)
         self.trainable_params, self.paged_bytes = loop.trainable_params, loop.paged_bytes
-        self._replays: dict[AllocatorSettings, Replay] = {}
+        self._replays: dict[tuple[AllocatorSettings, bool], Replay] = {}
 
     def _steady(self, sizes: Sizes) -> tuple[Program, Loop, list[tuple[Instant, int]]]:
         program, loop = walk(self.job, sizes)
@@ -204,19 +205,28 @@ class Walks:
             expansion.events[: starts[0]], steps, order, [asked[b] for b in expansion.births], self._lengths[1]
         )
 
-    def replay(self, settings: AllocatorSettings) -> Replay:
+    def replay(self, settings: AllocatorSettings, *, reads: bool = True) -> Replay:
         """The steps of ``stream`` through torch's caching allocator.
+
+        Args:
+            settings: of the allocator.
+            reads: a quantised model is read in 16 bits first; traces begin when it is loaded.
 
         Raises:
             DoesNotFit: a limit is set and is not enough.
         """
-        if settings not in self._replays:
-            s = self.stream
+        reads = reads and isinstance(self.job.method, QLoRA)
+        if (settings, reads) not in self._replays:
+            s, stack = self.stream, self.job.stack
+            load, sizes = s.load, s.sizes
+            if reads:
+                births = [self.written_out.program.births[b] for b in self.written_out.expansion.births]
+                load, sizes = read_quantised(s.load, births, s.sizes, stack.release, stack.dtype)
             with without_cycle_collector():
-                self._replays[settings] = replay_steps(
-                    s.load, s.steps, s.order, s.sizes, settings, empty_before=s.empty_before
+                self._replays[settings, reads] = replay_steps(
+                    load, s.steps, s.order, sizes, settings, empty_before=s.empty_before
                 )
-        return self._replays[settings]
+        return self._replays[settings, reads]
 
 
 def _steady_sizes(job: Job) -> list[Sizes]:

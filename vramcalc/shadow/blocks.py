@@ -22,6 +22,8 @@ MIN_LARGE = 10 * MIB // UNIT
 ROUND_LARGE = 2 * MIB // UNIT
 SHIFT = 44
 """A free block's key is its size above its address, so that sorted keys give the best fit at the lowest address."""
+TOP = 1 << 40
+"""Behind the last address of large segments: half a pebibyte, in units."""
 
 
 class Block:
