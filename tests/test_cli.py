@@ -252,6 +252,8 @@ JSON: dict[str, set[str]] = {
         "attention_bias",
         "mlp_bias",
         "sliding_window",
+        "num_local_experts",
+        "num_experts_per_tok",
     },
     "gpus": {"detected", "known"},
     "gpus.detected": {"driver_version", "problem", "notes", "devices", "hidden"},

@@ -41,6 +41,20 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "num_attention_heads": 8,
     },
     "mistral, full attention": {**CONFIGS["mistral"], "sliding_window": None},
+    "mixtral, no optional key": {
+        **without(
+            CONFIGS["mixtral"],
+            "num_key_value_heads",
+            "head_dim",
+            "sliding_window",
+            "max_position_embeddings",
+            "num_local_experts",
+            "num_experts_per_tok",
+            "output_router_logits",
+            "router_jitter_noise",
+        ),
+        "num_attention_heads": 8,
+    },
     "qwen2, no optional key": {
         **without(
             CONFIGS["qwen2"], "num_key_value_heads", "tie_word_embeddings", "max_window_layers", "sliding_window"
@@ -189,7 +203,7 @@ def test_all_missing_sizes_are_named_at_once() -> None:
 
 
 BROKEN: dict[str, tuple[dict[str, Any], str]] = {
-    "no model_type": ({"model_type": None}, "lacks model_type: expected one of llama, mistral, qwen2, qwen3"),
+    "no model_type": ({"model_type": None}, "lacks model_type: expected one of llama, mistral, mixtral, qwen2, qwen3"),
     "heads that do not divide": ({"num_attention_heads": 33}, r"num_attention_heads = 33: expected a divisor of .*64"),
     "key-value heads that do not divide": ({"num_key_value_heads": 3}, r"expected num_key_value_heads \(3\) to divide"),
     "an odd head": ({"head_dim": 15}, "expected an even head_dim"),
@@ -320,7 +334,9 @@ SCALARS = (
     | st.integers(-3, 300)
     | st.integers()
     | st.floats()
-    | st.sampled_from(["4096", "llama", "mistral", "qwen2", "qwen3", "silu", "full_attention", "default", ""])
+    | st.sampled_from(
+        ["4096", "llama", "mistral", "mixtral", "qwen2", "qwen3", "silu", "full_attention", "default", ""]
+    )
     | st.text(max_size=5)
 )
 JSON = st.recursive(

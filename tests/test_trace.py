@@ -28,6 +28,18 @@ CASES: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("qwen2", "full", {"seq_len": 70, "dtype": "float32", "autocast": "float16"}),
     ("qwen2", "lora", {"seq_len": 70, "sdpa_kernel": "math", "keeps_outputs": "next_forward", "use_cache": True}),
     ("qwen2", "qlora", {"seq_len": 70, "prepare_model_for_kbit_training": False, "optim": "adamw_bnb_8bit"}),
+    ("mixtral", "full", {"seq_len": 60, "micro_batch_size": 3, "gradient_checkpointing": "non_reentrant"}),
+    ("mixtral", "lora", {"seq_len": 101, "target_modules": {"q_proj", "o_proj"}, "autocast": "bfloat16"}),
+    (
+        "mixtral",
+        "qlora",
+        {
+            "seq_len": 77,
+            "target_modules": {"v_proj"},
+            "prepare_model_for_kbit_training": False,
+            "gradient_checkpointing": "reentrant",
+        },
+    ),
     ("qwen3", "full", {"seq_len": 40, "optim": "adafactor", "micro_batch_size": 2}),
     ("qwen3", "lora", {"seq_len": 40, "modules_to_save": {"lm_head", "embed_tokens"}, "autocast": "bfloat16"}),
     ("qwen3", "qlora", {"seq_len": 40, "target_modules": {"q_proj", "v_proj"}, "zero_grad": "start"}),

@@ -80,7 +80,12 @@ def traced(job: Job, steps: int) -> list[int]:
     return changes(found.allocations, found.events[found.start :])
 
 
-@pytest.mark.parametrize(("family", "method", "settings"), CASES, ids=str)
+@pytest.mark.parametrize(
+    ("family", "method", "settings"),
+    # A CPU's grouped product has scratch of its own, which only torch's profiler sees.
+    [*CASES, ("mixtral", "full", {"dtype": "bfloat16"})],
+    ids=str,
+)
 def test_fake_tensors_live_and_die_as_real_ones_do(family: str, method: str, settings: dict[str, Any]) -> None:
     job = job_of(family, method, settings)
     recorder = Recorder(lambda *_: [])

@@ -107,6 +107,9 @@ def _from_row(row: tables.Row) -> ModelSpec:
         "max_position_embeddings",
     ):
         config[field] = int(row[field])
+    for field in ("num_local_experts", "num_experts_per_tok"):
+        if row[field]:
+            config[field] = int(row[field])
     config["tie_word_embeddings"] = row["tie_word_embeddings"] == "true"
     config["sliding_window"] = int(row["sliding_window"]) if row["sliding_window"] else None
     return to_spec(config, row["hf_id"])

@@ -17,10 +17,11 @@ from vramcalc.specs import ModelSpec, ModelType
 
 _MAX_FILE_BYTES = 4 << 20
 _REQUIRED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
-_DEFAULT_POSITIONS = {"llama": 2048, "mistral": 131072, "qwen2": 32768, "qwen3": 32768}
-_DEFAULT_KEY_VALUE_HEADS = {"mistral": 8, "qwen2": 32, "qwen3": 32}
+_DEFAULT_POSITIONS = {"llama": 2048, "mistral": 131072, "mixtral": 131072, "qwen2": 32768, "qwen3": 32768}
+_DEFAULT_KEY_VALUE_HEADS = {"mistral": 8, "mixtral": 8, "qwen2": 32, "qwen3": 32}
 _DEFAULT_HEAD_DIM = {"qwen3": 128}
 _DEFAULT_WINDOW = 4096
+_DEFAULT_EXPERTS = {"num_local_experts": 8, "num_experts_per_tok": 2}
 _ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 _REMEDY = "correct the file or fetch it again"
 _SHORT = reprlib.Repr()
@@ -122,6 +123,7 @@ def to_spec(config: dict[str, Any], name: str) -> ModelSpec:
             attention_bias=_or(config.get("attention_bias"), False) if model_type in ("llama", "qwen3") else False,
             mlp_bias=_or(config.get("mlp_bias"), False) if model_type == "llama" else False,
             sliding_window=_sliding_window(config, model_type, name),
+            **_experts(config, model_type, name),
         )
     except InvalidValue as err:
         raise BadConfig(f"{name}: {err}; {_REMEDY}") from err
@@ -196,6 +198,21 @@ def _head_dim(config: dict[str, Any], model_type: str, name: str) -> Any:
     return hidden // heads if given is None else given
 
 
+def _experts(config: dict[str, Any], model_type: str, name: str) -> dict[str, Any]:
+    """Experts and how many of them a token takes; nothing for a dense model.
+
+    Raises:
+        Unsupported: router settings that make more tensors.
+    """
+    if model_type != "mixtral":
+        return {}
+    if config.get("router_jitter_noise"):
+        raise Unsupported(f"{name}: router_jitter_noise {_shown(config['router_jitter_noise'])} is not modelled")
+    if config.get("output_router_logits"):
+        raise Unsupported(f"{name}: output_router_logits (the load-balancing loss) is not modelled; set it to false")
+    return {key: _or(config.get(key), default) for key, default in _DEFAULT_EXPERTS.items()}
+
+
 def _sliding_window(config: dict[str, Any], model_type: str, name: str) -> Any:
     """The window of every layer, None for full attention.
 
@@ -207,6 +224,10 @@ def _sliding_window(config: dict[str, Any], model_type: str, name: str) -> Any:
         raise Unsupported(
             f"{name}: layer_types {_shown(kinds)} is not modelled; supported: 'full_attention' throughout"
         )
+    if model_type == "mixtral":
+        if config.get("sliding_window") is not None:
+            raise Unsupported(f"{name}: sliding_window {_shown(config['sliding_window'])} is not modelled for mixtral")
+        return None
     if model_type == "mistral":
         return config.get("sliding_window", _DEFAULT_WINDOW)
     window = config.get("sliding_window", _DEFAULT_WINDOW) if config.get("use_sliding_window") else None

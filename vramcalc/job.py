@@ -5,8 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vramcalc.errors import Unsupported
-from vramcalc.methods.lora import copy_dtype, is_target, usual_adapter_dtype
+from vramcalc.methods.lora import copy_dtype, is_saved, is_target, usual_adapter_dtype
+from vramcalc.releases import EXPERTS_CHECKED, minor_release
 from vramcalc.specs import FullFineTuning, LoRA, Method, ModelSpec, QLoRA, Stack, TrainingSpec
+
+_EXPERTS = (
+    *(f"block_sparse_moe.{name}" for name in ("gate", "experts.0.w1", "experts.0.w2", "experts.0.w3")),
+    *(f"mlp.{name}" for name in ("gate", *(f"experts.{w}" for w in ("w1", "w2", "w3", "gate_up_proj", "down_proj")))),
+)
+"""Parts of a layer's mixture of experts by the names of any release: PEFT translates old ones."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,8 @@ class Job:
                 "take lm_head out of target_modules, put it into modules_to_save, or use loss='full'"
             )
         self._checked_release()
+        if self.model.num_local_experts is not None:
+            self._checked_experts()
         if self._unscales_float16():
             raise Unsupported(
                 "autocast='float16' scales the loss, and torch's GradScaler refuses to unscale float16 gradients; "
@@ -61,6 +70,42 @@ class Job:
             raise Unsupported(
                 f"{version} with eager attention and gradient checkpointing has not been checked; use 4.53 or later, "
                 "attn_implementation='sdpa' or gradient_checkpointing='none'"
+            )
+
+    def _checked_experts(self) -> None:
+        """Refuse what has not been compared with a trace of a mixture of experts."""
+        model, stack, method = self.model, self.stack, self.method
+        if stack.loss != "full":
+            raise Unsupported(
+                f"{model.name}: loss={stack.loss!r} with a mixture of experts has not been checked; use loss='full'"
+            )
+        names = [f"model.layers.{i}.{m}" for i in range(model.num_hidden_layers) for m in _EXPERTS]
+        if isinstance(method, LoRA) and any(is_saved(method, name) for name in names):
+            raise Unsupported(
+                f"{model.name}: modules_to_save with a router or experts has not been checked; leave them out"
+            )
+        if not stack.release.fuses_experts:
+            return
+        version = f"{model.name}: transformers={stack.transformers!r}"
+        if minor_release(stack.transformers) not in EXPERTS_CHECKED:
+            known = " and ".join(f"{major}.{minor}" for major, minor in EXPERTS_CHECKED)
+            raise Unsupported(
+                f"{version} sorts tokens by expert in a way that has not been checked; use {known}, or 4.57 or earlier"
+            )
+        prepared = isinstance(method, QLoRA) and stack.prepare_model_for_kbit_training
+        if stack.dtype != "bfloat16" or prepared:
+            raise Unsupported(
+                f"{version} keeps all experts in one tensor, which bitsandbytes leaves in 16 bits; checked in bfloat16 "
+                "only: set dtype='bfloat16' and, for QLoRA, prepare_model_for_kbit_training=False, which would raise "
+                "the experts to float32; or use transformers='4.57', where experts are linear layers"
+            )
+        if isinstance(method, LoRA) and (
+            isinstance(method.target_modules, str) or any(is_target(method, name) for name in names)
+        ):
+            raise Unsupported(
+                f"{version} has no linear layers in its router and experts, and what PEFT makes of a pattern or of "
+                "their names is not modelled; use target_modules=['q_proj', 'k_proj', 'v_proj', 'o_proj'], or "
+                "transformers='4.57'"
             )
 
     def _unscales_float16(self) -> bool:

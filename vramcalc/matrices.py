@@ -110,9 +110,10 @@ class Matrices:
     def of(cls, model: ModelSpec) -> Matrices:
         """The matrices of a model whose family is supported."""
         q, kv = model.num_attention_heads * model.head_dim, model.num_key_value_heads * model.head_dim
-        h, i = model.hidden_size, model.intermediate_size
+        h, i, active = model.hidden_size, model.intermediate_size, model.num_experts_per_tok or 1
+        mlp = _gated(h, i, copies=model.num_local_experts or 1, active=active)
         return cls(
-            model.name, "model.layers.{}.", (*_attention(h, q, kv), *_gated(h, i)), model.num_hidden_layers, h, i, q,
+            model.name, "model.layers.{}.", (*_attention(h, q, kv), *mlp), model.num_hidden_layers, h, i * active, q,
             kv, model.num_attention_heads, model.head_dim, model.vocab_size, model.params_total,
             sliding_window=model.sliding_window, tied=model.tie_word_embeddings,
         )  # fmt: skip

@@ -27,6 +27,8 @@ class Release:
         copies_into_cache: what is put into the cache is copied.
         warms_up: what a quantised model is given one block for before it is read: what stays of it, or half of what it
             takes in 16 bits.
+        projects_first: queries, keys and values are all projected before any is split into heads.
+        fuses_experts: a mixture of experts holds the weights of all in one tensor, and sorts tokens by expert.
     """
 
     since: tuple[int, int]
@@ -41,12 +43,25 @@ class Release:
     caches: bool = True
     copies_into_cache: bool = True
     warms_up: Literal["no", "half", "what stays"] = "no"
+    projects_first: bool = False
+    fuses_experts: bool = False
 
 
-_MISTRAL, _QWEN = frozenset({"mistral"}), frozenset({"qwen2"})
-_EVERY = frozenset({"llama"}) | _MISTRAL | _QWEN
+_MISTRAL, _MIXTRAL, _QWEN = frozenset({"mistral"}), frozenset({"mixtral"}), frozenset({"qwen2"})
+_EVERY = frozenset({"llama"}) | _MISTRAL | _MIXTRAL | _QWEN
 
-_UNTIL_4_47 = Release((4, 46), (4, 47), _MISTRAL, True, True, False, _MISTRAL, _MISTRAL | _QWEN, True, True, False)
+_UNTIL_4_47 = Release(
+    since=(4, 46),
+    checked=(4, 47),
+    raises_logits=_MISTRAL,
+    shifts_logits=True,
+    repeats_heads=True,
+    layer_rotary=_MISTRAL | _MIXTRAL,
+    repeats_before_flash=_MISTRAL | _MIXTRAL | _QWEN,
+    additive_mask=True,
+    copies_into_cache=False,
+    projects_first=True,
+)
 _FROM_4_48 = Release(
     (4, 48),
     (4, 48),
@@ -64,7 +79,7 @@ RELEASES = (
         since=(4, 43),
         checked=(4, 44),
         raises_logits=_EVERY,
-        layer_rotary=_MISTRAL | _QWEN,
+        layer_rotary=_MISTRAL | _MIXTRAL | _QWEN,
         caches=False,
     ),
     replace(_UNTIL_4_47, since=(4, 45), checked=(4, 45), raises_logits=_EVERY),
@@ -75,9 +90,12 @@ RELEASES = (
     replace(_FROM_4_50, since=(4, 53), checked=(4, 53), additive_mask=False),
     Release((4, 54), (4, 55), contiguous=True, warms_up="half"),
     Release((4, 56), (4, 57), warms_up="half"),
-    Release((5, 0), (5, 23), warms_up="what stays"),
+    Release((5, 0), (5, 23), warms_up="what stays", fuses_experts=True),
 )
 """The oldest first."""
+
+EXPERTS_CHECKED = ((5, 13), (5, 23))
+"""Releases with all experts in one tensor whose traces were compared; 5.0 and 5.17 copy sorted tokens more often."""
 
 
 def minor_release(version: str) -> tuple[int, int] | None:

@@ -25,7 +25,7 @@ AttnImplementation = Literal["sdpa", "eager", "flash_attention_2"]
 SdpaKernel = Literal["auto", "flash", "efficient", "math"]
 KeepsOutputs = Literal["no", "step", "next_forward"]
 LossKind = Literal["full", "chunked", "fused_linear"]
-ModelType = Literal["llama", "mistral", "qwen2", "qwen3"]
+ModelType = Literal["llama", "mistral", "mixtral", "qwen2", "qwen3"]
 OptimizerName = Literal[
     "adamw_torch_fused",
     "adamw_torch",
@@ -73,6 +73,10 @@ class ModelSpec(Spec):
     mlp_bias: bool = False
     sliding_window: Annotated[int, Field(ge=1)] | None = None
     """Window of every layer, None for full attention."""
+    num_local_experts: PositiveCount | None = None
+    """Experts of every layer (mixtral), None for a dense model."""
+    num_experts_per_tok: PositiveCount | None = None
+    """Experts that a token is sent to (mixtral)."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -83,6 +87,11 @@ class ModelSpec(Spec):
             )
         if self.head_dim % 2:
             raise ValueError(f"an even head_dim for rotary embeddings, not {self.head_dim}")
+        experts, per_token = self.num_local_experts, self.num_experts_per_tok
+        if (self.model_type == "mixtral") != (experts is not None and per_token is not None):
+            raise ValueError("num_local_experts and num_experts_per_tok for mixtral, and for no other model_type")
+        if experts is not None and per_token is not None and per_token > experts:
+            raise ValueError(f"num_experts_per_tok ({per_token}) of at most num_local_experts ({experts})")
         return self
 
     @property
@@ -98,6 +107,8 @@ class ModelSpec(Spec):
         if self.model_type == "qwen3":
             attention += 2 * d
         mlp = 3 * h * i + ((2 * i + h) if self.mlp_bias else 0)
+        if self.num_local_experts is not None:
+            mlp = self.num_local_experts * (mlp + h)
         embeddings = self.vocab_size * h * (1 if self.tie_word_embeddings else 2)
         return self.num_hidden_layers * (attention + mlp + 2 * h) + embeddings + h
 

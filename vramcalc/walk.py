@@ -37,7 +37,7 @@ def without_cycle_collector() -> Iterator[None]:
 def depths(job: Job) -> list[int]:
     """Numbers of layers to walk, in the order they are tried."""
     n_layers = job.model.num_hidden_layers
-    alike = not isinstance(job.method, LoRA) or layers_alike(job.method, n_layers)
+    alike = not isinstance(job.method, LoRA) or layers_alike(job.method, n_layers, job.model.num_local_experts or 0)
     return [n for n in WALKED_LAYERS if alike and n < n_layers] + [n_layers]
 
 

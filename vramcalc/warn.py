@@ -12,6 +12,7 @@ from vramcalc.specs import Gpu, LoRA
 def warnings_for(job: Job, gpu: Gpu | None) -> Iterator[str]:
     """Warnings on a job, and on the GPU it is to run on."""
     yield from _on_sizes(job)
+    yield from _on_experts(job)
     yield from _on_dtypes(job, gpu)
     yield from _on_alloc_conf(job)
     yield from _unchecked(job)
@@ -31,6 +32,17 @@ def _on_sizes(job: Job) -> Iterator[str]:
                 f"rank {job.method.rank:,} is above the width of the narrowest layer ({narrowest:,}); "
                 "such an adapter has more parameters than the layer"
             )
+
+
+def _on_experts(job: Job) -> Iterator[str]:
+    experts, per_token = job.model.num_local_experts, job.model.num_experts_per_tok
+    if experts is None or per_token is None or job.stack.release.fuses_experts:
+        return
+    tokens = job.training.micro_batch_size * job.training.seq_len
+    yield (
+        f"a perfectly balanced router is assumed: {-(-tokens * per_token // experts):,} of {tokens:,} tokens for each "
+        f"of {experts} experts; peaks among the experts are higher where one of them gets more"
+    )
 
 
 def _on_dtypes(job: Job, gpu: Gpu | None) -> Iterator[str]:

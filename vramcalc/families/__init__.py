@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from vramcalc.families import llama, mistral, qwen2, qwen3
+from vramcalc.families import llama, mistral, mixtral, qwen2, qwen3
 
 FAMILIES: dict[str, type[llama.CausalLM]] = {
     "llama": llama.CausalLM,
     "mistral": mistral.CausalLM,
+    "mixtral": mixtral.CausalLM,
     "qwen2": qwen2.CausalLM,
     "qwen3": qwen3.CausalLM,
 }

@@ -76,25 +76,33 @@ class Attention(Module):
         """Whether q, k and v have a bias, and whether o has."""
         return spec.attention_bias, spec.attention_bias
 
-    def query(self, x: Tensor) -> Tensor:
+    def query(self, projected: Tensor) -> Tensor:
         """Queries by head."""
-        return self.split(self.q_proj(x), self.spec.num_attention_heads)
+        return self.split(projected, self.spec.num_attention_heads)
 
-    def key(self, x: Tensor) -> Tensor:
+    def key(self, projected: Tensor) -> Tensor:
         """Keys by head."""
-        return self.split(self.k_proj(x), self.spec.num_key_value_heads)
+        return self.split(projected, self.spec.num_key_value_heads)
 
     def split(self, x: Tensor, heads: int, *, head_major_grad: bool = True) -> Tensor:
         """``view(...).transpose(1, 2)``; rotary positions send a gradient back head by head."""
         return ops.split_heads(self.engine, x, heads, self.spec.head_dim, head_major_grad=head_major_grad)
+
+    def rotary(self, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines where every attention makes its own."""
+        return _rotary_embedding(self.engine, v.shape[2], self.spec.head_dim, v.dtype, scales=False)
 
     def attend(self, x: Tensor, shared: Shared) -> tuple[Tensor, Tensor | None]:
         """``forward``: the result and, from eager code, the attention weights."""
         e, spec, stack = self.engine, self.spec, self.context.stack
         capability, masked = self.context.compute_capability, shared.mask is not None
         contiguous = stack.release.contiguous and stack.attn_implementation == "sdpa"
-        q, k = self.query(x), self.key(x)
-        v = self.v_proj(x)
+        if stack.release.projects_first:
+            q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+            q, k = self.query(q), self.key(k)
+        else:
+            q, k = self.query(self.q_proj(x)), self.key(self.k_proj(x))
+            v = self.v_proj(x)
         kernel, repeats = attention_kernel(
             spec, stack, dtype=e.autocast or v.dtype, masked=masked, compute_capability=capability
         )
@@ -106,12 +114,24 @@ class Attention(Module):
             or (kernel == "flash" and spec.head_dim % 8 > 0)
         )
         v = self.split(v, spec.num_key_value_heads, head_major_grad=by_head)
-        cos, sin = shared.rotary or _rotary_embedding(e, x.shape[1], spec.head_dim, v.dtype, scales=False)
-        q, k = ops.rotary(e, q, cos, sin), ops.rotary(e, k, cos, sin)
+        cos, sin = shared.rotary or self.rotary(v)
+        q, k = ops.rotary_pair(e, q, k, cos, sin)
         if shared.cache is not None:
             k, v = shared.cache.update(e, k, v)
+        in_place = stack.release.projects_first and kernel in ("flash", "efficient")
+        if repeats and in_place:
+            # In the attention class itself, so that each copy replaces what was copied.
+            k = attention.repeat_kv(e, k, spec.num_attention_heads)
+            v = attention.repeat_kv(e, v, spec.num_attention_heads)
+            repeats = False
         if stack.attn_implementation == "flash_attention_2" and q.dtype == "float32":
-            q, k, v = (ops.to(e, t, e.autocast or stack.dtype) for t in (q, k, v))
+            lowered = e.autocast or stack.dtype
+            if in_place:
+                q = ops.to(e, q, lowered)
+                k = ops.to(e, k, lowered)
+                v = ops.to(e, v, lowered)
+            else:
+                q, k, v = (ops.to(e, t, lowered) for t in (q, k, v))
         out, weights = attention.attend(
             e, kernel, q, k, v, shared.mask, capability, repeats=repeats, contiguous=contiguous
         )
@@ -143,9 +163,13 @@ class DecoderLayer(Module):
     def __init__(self, make: Factory, name: str, spec: ModelSpec, context: Context) -> None:
         super().__init__(make.engine, name)
         self.self_attn = self.attention_class(make, f"{name}.self_attn", spec, context)
-        self.mlp = MLP(make, f"{name}.mlp", spec)
+        self.mlp = self.feed_forward(make, name, spec, context)
         self.input_layernorm = make.norm(f"{name}.input_layernorm", spec.hidden_size)
         self.post_attention_layernorm = make.norm(f"{name}.post_attention_layernorm", spec.hidden_size)
+
+    def feed_forward(self, make: Factory, name: str, spec: ModelSpec, context: Context) -> Module:
+        """What stands after attention, inside the layer called ``name``."""
+        return MLP(make, f"{name}.mlp", spec)
 
     def run(self, hidden_states: Tensor, shared: Shared) -> Tensor:
         """``forward``."""

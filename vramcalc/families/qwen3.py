@@ -20,13 +20,13 @@ class Attention(llama.Attention):
         self.q_norm = make.norm(f"{name}.q_norm", spec.head_dim)
         self.k_norm = make.norm(f"{name}.k_norm", spec.head_dim)
 
-    def query(self, x: Tensor) -> Tensor:
+    def query(self, projected: Tensor) -> Tensor:
         """Normalised queries by head."""
-        return self._normed(self.q_norm, self.q_proj(x), self.spec.num_attention_heads)
+        return self._normed(self.q_norm, projected, self.spec.num_attention_heads)
 
-    def key(self, x: Tensor) -> Tensor:
+    def key(self, projected: Tensor) -> Tensor:
         """Normalised keys by head."""
-        return self._normed(self.k_norm, self.k_proj(x), self.spec.num_key_value_heads)
+        return self._normed(self.k_norm, projected, self.spec.num_key_value_heads)
 
     def _normed(self, norm: Module, x: Tensor, heads: int) -> Tensor:
         e, d = self.engine, self.spec.head_dim

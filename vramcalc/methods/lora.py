@@ -27,7 +27,7 @@ def is_target(method: LoRA, name: str) -> bool:
     if not isinstance(targets, str):
         return name in targets or any(name.endswith(f".{t}") for t in targets)
     if targets.lower() == "all-linear":
-        return ".layers." in name and name.endswith("_proj")
+        return ".layers." in name and name.endswith(_LINEAR)
     return re.fullmatch(targets, name) is not None
 
 
@@ -35,6 +35,9 @@ def is_saved(method: LoRA, name: str) -> bool:
     """Whether a module is in ``modules_to_save`` or inside one that is."""
     return any(re.match(rf"(^|.*\.){m}($|\..*)", name) for m in method.modules_to_save)
 
+
+_LINEAR = ("_proj", ".gate", ".w1", ".w2", ".w3")
+"""How the names of linear layers inside a decoder layer end."""
 
 _PROJECTIONS = (
     "self_attn.q_proj",
@@ -44,16 +47,18 @@ _PROJECTIONS = (
     "mlp.gate_proj",
     "mlp.up_proj",
     "mlp.down_proj",
+    "block_sparse_moe.gate",
     "input_layernorm",
     "post_attention_layernorm",
 )
 
 
-def layers_alike(method: LoRA, n_layers: int) -> bool:
+def layers_alike(method: LoRA, n_layers: int, n_experts: int = 0) -> bool:
     """Whether targets and saved modules are the same in every decoder layer."""
+    experts = [f"block_sparse_moe.experts.{i}.{w}" for i in range(n_experts) for w in ("w1", "w2", "w3")]
 
     def choices(layer: int) -> list[tuple[bool, bool]]:
-        names = [f"model.layers.{layer}.{p}" for p in _PROJECTIONS]
+        names = [f"model.layers.{layer}.{p}" for p in (*_PROJECTIONS, *experts)]
         return [(is_target(method, n), any(n.endswith(m) for m in method.modules_to_save)) for n in names]
 
     if not any(c.isdigit() for t in _patterns(method) for c in t):

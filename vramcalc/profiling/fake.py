@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from vramcalc.profiling import fused_losses, releases
+from vramcalc.profiling import fused_losses, releases, routing
 from vramcalc.profiling.fake_attention import scaled_dot_product_attention
 from vramcalc.shadow import kernels
 from vramcalc.specs import QLoRA, Stack
@@ -189,6 +189,7 @@ def cuda_choices(stack: Stack, compute_capability: tuple[int, int], *, padded: b
         (PreTrainedModel, "init_weights", lambda self: self.tie_weights()),
         *releases.questions(padded=padded),
         *releases.repeated_heads(always=stack.repeats_kv),
+        *routing.replacements(),
         (nn.functional, "dropout", _dropout),
         (nn.functional, "softmax", _softmax),
         # PEFT asks about CUDA's autocast, which is what is_autocast_enabled() without a device means.

@@ -56,6 +56,8 @@ def hf_config(model: ModelSpec, *, layers: int | None = None) -> Any:
         fields["attention_bias"] = model.attention_bias
     if model.model_type == "llama":
         fields["mlp_bias"] = model.mlp_bias
+    if model.model_type == "mixtral":
+        fields |= {"num_local_experts": model.num_local_experts, "num_experts_per_tok": model.num_experts_per_tok}
     if model.model_type == "qwen2" and model.head_dim != model.hidden_size // model.num_attention_heads:
         raise Unsupported("Qwen2Config has no head_dim of its own")
     fields["sliding_window"] = model.sliding_window

@@ -26,6 +26,11 @@ _EQUAL = torch.ops.aten.equal.default
 _INDEX = torch.ops.aten.index.Tensor
 _INDEX_PUT = (torch.ops.aten._index_put_impl_.default, torch.ops.aten.index_put.default)
 """In place on a GPU; autograd takes the second, out of place, for fake tensors only."""
+_IN_PLACE = {
+    _INDEX_PUT[1]: torch.ops.aten.index_put_.default,
+    torch.ops.aten.scatter.src: torch.ops.aten.scatter_.src,
+}
+"""Backward formulas write into zeros of their own, and make a copy for subclasses of tensors, as fake ones are."""
 _MASKED_SELECT = torch.ops.aten.masked_select.default
 
 HiddenBuffers = Callable[[str, tuple[Any, ...], dict[str, Any]], list[tuple[int, str]]]
@@ -187,6 +192,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         selected = self._select(func, args)
         if selected is not None:
             return selected
+        if func in _IN_PLACE and torch._C._current_autograd_node() is not None:
+            _IN_PLACE[func](*args, **kwargs)
+            return args[0]
         out = func(*args, **kwargs)
         name = func._overloadpacket.__name__ if hasattr(func, "_overloadpacket") else str(func)
         if name == "lift_fresh" and out.dim() == 0:

@@ -11,7 +11,7 @@ from vramcalc.shadow.autograd import Engine
 from vramcalc.shadow.dims import Size
 from vramcalc.shadow.graph import Gradients, Parameter
 from vramcalc.shadow.kernels import Buffers, embedding_backward
-from vramcalc.shadow.tape import Storage, Tensor, promote
+from vramcalc.shadow.tape import Shape, Storage, Tensor, promote
 
 Saved = list[Tensor]
 
@@ -122,16 +122,16 @@ def linear(e: Engine, x: Tensor, weight: Parameter, bias: Parameter | None = Non
     if e.autocast is not None:
         x = to(e, x, e.autocast)
     x_shape, w_shape, dtype = x.shape, w.shape, x.dtype
-    for_x, for_w = x.node is not None, w.node is not None
+    for_x, for_w, folds = x.node is not None, w.node is not None, len(x_shape) > 2
     inputs = [x, w] if b is None else [x, w, b]
     saved = ([x] if for_w else []) + ([w] if for_x else [])
 
     def product(_saved: Saved, g: Tensor) -> Gradients:
         grad_w = e.new(w_shape, dtype, "mm backward", view=True) if for_w else None
-        return [e.new(x_shape, dtype, "mm backward", view=True) if for_x else None, grad_w]
+        return [e.new(x_shape, dtype, "mm backward", view=folds) if for_x else None, grad_w]
 
     def product_and_sum(_saved: Saved, g: Tensor) -> Gradients:
-        grad_x = e.new(x_shape, dtype, "mm backward", view=True) if for_x else None
+        grad_x = e.new(x_shape, dtype, "mm backward", view=folds) if for_x else None
         return [grad_x, e.new(w_shape, dtype, "mm backward", view=True) if for_w else None, g]
 
     backward, summed = (product, None) if b is None else (product_and_sum, {2: b.shape})
@@ -196,6 +196,16 @@ def _scale(e: Engine, weight: Parameter, x: Tensor) -> Tensor:
     return e.apply("mul", [w, x], shape, dtype, saved, backward, summed={0: w.shape})
 
 
+def reshape(e: Engine, x: Tensor, shape: Shape) -> Tensor:
+    """``x.view(shape)`` of a tensor that is one block in memory."""
+    x_shape = x.shape
+
+    def backward(_saved: Saved, g: Tensor) -> Gradients:
+        return [Tensor(g.storage, x_shape, g.dtype, None, True)]
+
+    return e.view("view", x, shape, backward)
+
+
 # -- heads and positions ---------------------------------------------------------------------------------------------
 
 
@@ -247,6 +257,13 @@ def merge_heads(e: Engine, x: Tensor) -> Tensor:
         return [Tensor(g.storage, x_shape, g.dtype, None, True)]
 
     return e.view("reshape", x, (batch, seq, heads * head_dim), backward)
+
+
+def rotary_pair(e: Engine, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """``apply_rotary_pos_emb``: a caller that unpacks the result lets go of the old queries first."""
+    q_embed = rotary(e, q, cos, sin)
+    k_embed = rotary(e, k, cos, sin)
+    return q_embed, k_embed
 
 
 def rotary(e: Engine, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
