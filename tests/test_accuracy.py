@@ -70,7 +70,7 @@ def test_a_group_is_the_mean_of_its_rows(found: Accuracy) -> None:
         ({"transformers_version": "4.39.3"}, "transformers 4.39"),
         ({"attention": "flash3"}, "attention flash3"),
         ({"stack": "peft-loop", "model": "Qwen/Qwen2.5-0.5B"}, "benchmark of unknown lengths"),
-        ({"kernels": "foak"}, "kernels foak"),
+        ({"kernels": "megablocks"}, "kernels megablocks"),
         ({"model": "no/such-model"}, "model no/such-model"),
         ({"metric": "phase:after_lunch"}, "metric phase"),
         ({"targets": "peft-default"}, "adapters unknown"),

@@ -378,6 +378,16 @@ def test_a_search_has_a_limit_that_is_a_size(search: Callable[..., Any], limit: 
 
 # -- settings that do not go together ----------------------------------------------------------------------------------
 
+FUSED: dict[str, Any] = {
+    "model": "llama-3.1-8b",
+    "fused_kernels": "fms_acceleration",
+    "dtype": "bfloat16",
+    "autocast": "bfloat16",
+    "loss": "fused_cross_entropy",
+    "prepare_model_for_kbit_training": False,
+    "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"],
+}
+
 CONFLICTS: dict[str, tuple[str, dict[str, Any], str, str]] = {
     "an adapter on a head that a chunked loss passes by": (
         "lora",
@@ -403,6 +413,45 @@ CONFLICTS: dict[str, tuple[str, dict[str, Any], str, str]] = {
         "autocast='float16'",
         "adapter_dtype='float32'",
     ),
+    "fused kernels over a family that they do not patch": (
+        "lora",
+        {**FUSED, "model": "qwen2.5-7b"},
+        "fused_kernels='fms_acceleration'",
+        "llama and mistral",
+    ),
+    "fused kernels in 32 bits": ("lora", {**FUSED, "dtype": "float32"}, "fused_kernels=", "let dtype be 16 bits wide"),
+    "fused kernels with a chunked loss": (
+        "lora",
+        {**FUSED, "loss": "chunked"},
+        "fused_kernels=",
+        "'fused_linear' or 'full'",
+    ),
+    "fused kernels and saved modules": ("lora", {**FUSED, "modules_to_save": ["norm"]}, "modules_to_save", "leave one"),
+    "fused adapters on a whole four-bit MLP": (
+        "qlora",
+        {**FUSED, "target_modules": "all-linear"},
+        "different widths",
+        "leave one of them out of target_modules",
+    ),
+    "fused adapters over float32 inputs": (
+        "qlora",
+        {**FUSED, "prepare_model_for_kbit_training": True},
+        "fused_kernels=",
+        "prepare_model_for_kbit_training=False",
+    ),
+    "fused adapters over scales of one level": (
+        "qlora",
+        {**FUSED, "bnb_4bit_use_double_quant": False},
+        "fused_kernels=",
+        "bnb_4bit_use_double_quant=True",
+    ),
+    "fused adapters without autocast": ("qlora", {**FUSED, "autocast": None}, "fused_kernels=", "needs autocast"),
+    "fused adapters in two dtypes": (
+        "qlora",
+        {**FUSED, "bnb_4bit_compute_dtype": "float16"},
+        "fused_kernels=",
+        "bnb_4bit_compute_dtype",
+    ),
 }
 
 
@@ -411,7 +460,7 @@ def test_settings_that_do_not_go_together_are_refused_with_a_way_out(
     method: str, given: dict[str, Any], named: str, remedy: str
 ) -> None:
     with pytest.raises(Unsupported) as caught:
-        vramcalc.estimate(MODEL, method, **given)
+        vramcalc.estimate(**{"model": MODEL, "method": method, **given})
     assert named in str(caught.value)
     assert remedy in str(caught.value)
 

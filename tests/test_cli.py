@@ -63,6 +63,7 @@ OPTIONS: dict[str, tuple[str, Any]] = {
     "sdpa_kernel": ("--sdpa-kernel math", "math"),
     "repeats_kv": ("--repeats-kv", True),
     "loss": ("--loss chunked", "chunked"),
+    "fused_kernels": ("--fused-kernels fms_acceleration", "fms_acceleration"),
     "use_cache": ("--use-cache", True),
     "keeps_outputs": ("--keeps-outputs step", "step"),
     "outputs_to_float32": ("--no-outputs-to-float32", False),
@@ -74,6 +75,19 @@ OPTIONS: dict[str, tuple[str, Any]] = {
     "empty_cache_steps": ("--empty-cache-steps 2", 2),
 }
 """Every field but the versions, an option that sets it to something unusual, and what that is in Python."""
+
+NEEDED = {
+    "fused_kernels": (
+        "--dtype bf16 --autocast bf16 --no-prepare-model-for-kbit-training --target-modules q_proj",
+        {
+            "dtype": "bfloat16",
+            "autocast": "bfloat16",
+            "prepare_model_for_kbit_training": False,
+            "target_modules": ["q_proj"],
+        },
+    ),
+}
+"""Options that another one does not go without, and what they are in Python."""
 
 VERSIONS = ("torch", "transformers", "peft", "bitsandbytes")
 SPECS = (TrainingSpec, QLoRA, Stack)
@@ -97,10 +111,11 @@ def test_every_field_has_an_option(command: str) -> None:
 @pytest.mark.parametrize("field", OPTIONS)
 def test_an_option_does_what_the_setting_does_in_python(tiny: Path, field: str) -> None:
     option, value = OPTIONS[field]
-    found = run("estimate", tiny, "--method", "qlora", "--json", *option.split()).json
-    expected = estimate(str(tiny), "qlora", **{field: value}).to_dict()
+    more, settings = NEEDED.get(field, ("", {}))
+    found = run("estimate", tiny, "--method", "qlora", "--json", *option.split(), *more.split()).json
+    expected = estimate(str(tiny), "qlora", **{**settings, field: value}).to_dict()
     assert found == json.loads(json.dumps({**expected, "verdict": None}))
-    usual = estimate(str(tiny), "qlora").to_dict()
+    usual = estimate(str(tiny), "qlora", **settings).to_dict()
     part = next(
         p for p, spec in (("training", TrainingSpec), ("method", QLoRA), ("stack", Stack)) if field in expected[p]
     )

@@ -16,7 +16,7 @@ POINTS = st.lists(st.tuples(st.integers(1, 64), st.integers(1, 6000), st.integer
 SETTINGS = st.fixed_dictionaries(
     {
         "gradient_checkpointing": st.sampled_from(CHECKPOINTING),
-        "loss": st.sampled_from(["full", "chunked", "fused_linear"]),
+        "loss": st.sampled_from(["full", "chunked", "fused_linear", "fused_cross_entropy"]),
         "optim": st.sampled_from(["adamw_torch_fused", "adamw_torch", "adamw_bnb_8bit", "adafactor"]),
         "padded": st.booleans(),
         "autocast": st.sampled_from([None, "bfloat16"]),

@@ -30,7 +30,7 @@ SETTINGS = st.fixed_dictionaries(
         "optim": st.sampled_from(["adamw_torch_fused", "adamw_torch", "adamw_bnb_8bit", "sgd", "adafactor"]),
         "padded": st.booleans(),
         "autocast": st.sampled_from([None, "bfloat16"]),
-        "loss": st.sampled_from(["full", "chunked", "fused_linear"]),
+        "loss": st.sampled_from(["full", "chunked", "fused_linear", "fused_cross_entropy"]),
         "attn_implementation": st.sampled_from(["sdpa", "eager"]),
         "keeps_outputs": st.sampled_from(["no", "step", "next_forward"]),
         "zero_grad": st.sampled_from(["start", "end"]),

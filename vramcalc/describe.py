@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 SHORT_DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 CACHE = "allocator's cache"
 """What is reserved beyond the tensors of the peak."""
-_LOSSES = {"full": "full logits", "chunked": "chunked loss (TRL)", "fused_linear": "fused linear loss (Liger)"}
+_LOSSES = {
+    "full": "full logits",
+    "chunked": "chunked loss (TRL)",
+    "fused_linear": "fused linear loss (Liger)",
+    "fused_cross_entropy": "fused cross entropy (Unsloth)",
+}
 
 
 def method_line(job: Job) -> str:
@@ -111,7 +116,8 @@ def step_line(job: Job) -> str:
         "reentrant": "reentrant checkpointing",
         "non_reentrant": "non-reentrant checkpointing",
     }[job.training.gradient_checkpointing]
-    return f"{_LOSSES[job.stack.loss]}, {checkpointing}, {_optimizer(job)}"
+    kernels = "" if job.stack.fused_kernels == "none" else f"{job.stack.fused_kernels} kernels, "
+    return f"{kernels}{_LOSSES[job.stack.loss]}, {checkpointing}, {_optimizer(job)}"
 
 
 def _optimizer(job: Job) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vramcalc.errors import Unsupported
-from vramcalc.methods.lora import copy_dtype, is_saved, is_target, usual_adapter_dtype
+from vramcalc.methods.lora import adapts_whole_mlp, copy_dtype, is_saved, is_target, usual_adapter_dtype
 from vramcalc.releases import EXPERTS_CHECKED, minor_release
 from vramcalc.specs import FullFineTuning, LoRA, Method, ModelSpec, QLoRA, Stack, TrainingSpec
 
@@ -39,6 +39,8 @@ class Job:
         self._checked_release()
         if self.model.num_local_experts is not None:
             self._checked_experts()
+        if self.stack.fused_kernels != "none":
+            self._checked_fused_kernels()
         if self._unscales_float16():
             raise Unsupported(
                 "autocast='float16' scales the loss, and torch's GradScaler refuses to unscale float16 gradients; "
@@ -107,6 +109,37 @@ class Job:
                 "their names is not modelled; use target_modules=['q_proj', 'k_proj', 'v_proj', 'o_proj'], or "
                 "transformers='4.57'"
             )
+
+    def _checked_fused_kernels(self) -> None:
+        """Refuse what the plugin does not run, and what has not been compared with it."""
+        stack, method, setting = self.stack, self.method, f"fused_kernels={self.stack.fused_kernels!r}"
+        if self.model.model_type not in ("llama", "mistral"):
+            raise Unsupported(f"{setting} patches llama and mistral here, not {self.model.model_type}")
+        if stack.loss == "chunked":
+            raise Unsupported(f"{setting} goes with loss='fused_cross_entropy', 'fused_linear' or 'full'")
+        if (stack.autocast or stack.dtype) != stack.dtype or stack.dtype == "float32":
+            raise Unsupported(
+                f"{setting} was compared in 16 bits only: let dtype be 16 bits wide, and autocast the same"
+            )
+        if not isinstance(method, LoRA):
+            return
+        if method.modules_to_save:
+            raise Unsupported(f"{setting} with modules_to_save has not been compared; leave one of them out")
+        if not isinstance(method, QLoRA):
+            return
+        if adapts_whole_mlp(method, self.model.num_hidden_layers):
+            raise Unsupported(
+                f"{setting} with adapters on gate_proj, up_proj and down_proj over four-bit layers stops: the plugin's "
+                "backward pass multiplies tensors of different widths; leave one of them out of target_modules"
+            )
+        if stack.autocast is None or stack.prepare_model_for_kbit_training or not method.bnb_4bit_use_double_quant:
+            raise Unsupported(
+                f"{setting} over four-bit layers needs autocast, prepare_model_for_kbit_training=False and "
+                "bnb_4bit_use_double_quant=True: its products are written over 16-bit inputs, and it unpacks nested "
+                "scales only"
+            )
+        if method.bnb_4bit_compute_dtype != stack.autocast:
+            raise Unsupported(f"{setting} computes in the dtype of autocast; let bnb_4bit_compute_dtype be the same")
 
     def _unscales_float16(self) -> bool:
         """Whether the scaler meets a float16 gradient; a fused optimizer without clipping unscales by itself."""

@@ -38,6 +38,8 @@ _GPUS = {
 }
 TRAINERS = {"transformers-loop": False, "peft-loop": False, "trainer": True, "trl": True}
 """Loops of the Hugging Face stack, and whether Trainer runs them: two parameter groups, clipping, the loss kept."""
+_KERNELS = {"": "none", "none": "none", "foak": "fms_acceleration", "foak;liger": "fms_acceleration"}
+_LOSSES = {"": "full", "full": "full", "unsloth": "fused_cross_entropy", "liger": "fused_linear"}
 _ATTENTION = {"eager": "eager", "sdpa": "sdpa", "flash2": "flash_attention_2"}
 
 _PEAKS = {"phase:forward_peak": "forward", "phase:optimizer_step_peak": "optimizer step"}
@@ -124,6 +126,8 @@ def settings_of(row: Row) -> dict[str, Any]:
         "keeps_outputs": "next_forward" if row["keeps_outputs"] == "1" else "no" if trainer else "step",
         "zero_grad": "start" if row["zero_grad"] == "begin" else "end",
         "decay_groups": trainer,
+        "loss": _LOSSES[row["loss"]],
+        "fused_kernels": _KERNELS[row["kernels"]],
         **({"transformers": row["transformers_version"]} if row["transformers_version"] else {}),
         **(_of_peft_loop(row) if row["stack"] == "peft-loop" else {}),
     }
@@ -177,8 +181,8 @@ def _refuse(row: Row) -> None:
         (row["sharding"] in ("none", "") and row["offload"] in ("none", ""), "sharding or offload"),
         (not version or (minor and release_of(minor)), f"transformers {'.'.join(version.split('.')[:2])}"),
         (row["attention"] in _ATTENTION, f"attention {row['attention'] or 'unknown'}"),
-        (row["kernels"] in ("none", ""), f"kernels {row['kernels']}"),
-        (row["loss"] in ("full", ""), f"loss {row['loss']}"),
+        (row["kernels"] in _KERNELS, f"kernels {row['kernels']}"),
+        (row["loss"] in _LOSSES, f"loss {row['loss']}"),
         (
             row["checkpointing"] in ("none", "reentrant", "non_reentrant", "full"),
             f"checkpointing {row['checkpointing']}",

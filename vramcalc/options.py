@@ -48,6 +48,7 @@ _HELP = {
     "sdpa_kernel": "Kernel behind SDPA.",
     "repeats_kv": "Key and value heads are copied before SDPA.",
     "loss": "How the loss is computed.",
+    "fused_kernels": "Kernels in place of the model's own.",
     "use_cache": "A KV cache is filled while training.",
     "keeps_outputs": "The loop holds on to the model's outputs.",
     "outputs_to_float32": "Outputs are converted to float32 under autocast.",

@@ -24,7 +24,8 @@ Checkpointing = Literal["none", "reentrant", "non_reentrant"]
 AttnImplementation = Literal["sdpa", "eager", "flash_attention_2"]
 SdpaKernel = Literal["auto", "flash", "efficient", "math"]
 KeepsOutputs = Literal["no", "step", "next_forward"]
-LossKind = Literal["full", "chunked", "fused_linear"]
+LossKind = Literal["full", "chunked", "fused_linear", "fused_cross_entropy"]
+FusedKernels = Literal["none", "fms_acceleration"]
 ModelType = Literal["llama", "mistral", "mixtral", "qwen2", "qwen3"]
 OptimizerName = Literal[
     "adamw_torch_fused",
@@ -241,7 +242,11 @@ class Stack(Spec):
     repeats_kv: bool = False
     """Key and value heads are copied to the number of query heads before SDPA, as before transformers 4.48."""
     loss: LossKind = "full"
-    """``full`` logits; ``chunked``: TRL's tiled log-probabilities; ``fused_linear``: Liger's fused linear loss."""
+    """``full`` logits; ``chunked``: TRL's tiled log-probabilities; ``fused_linear``: Liger's fused linear loss;
+    ``fused_cross_entropy``: Unsloth's, whose gradient is written over the logits."""
+    fused_kernels: FusedKernels = "none"
+    """Kernels in place of the model's own. ``fms_acceleration``: the fused-ops-and-kernels plugin of
+    foundation-model-stack, whose norms, rotary positions and, over four-bit layers, LoRA write gradients in place."""
     use_cache: bool = False
     """The model fills a KV cache while training (raw loops that leave ``config.use_cache`` on)."""
     keeps_outputs: KeepsOutputs = "no"

@@ -9,7 +9,7 @@ from vramcalc import methods
 from vramcalc.families import FAMILIES
 from vramcalc.families.llama import Cache, Context
 from vramcalc.job import Job
-from vramcalc.shadow import losses, ops, optim
+from vramcalc.shadow import losses, ops, optim, plugin_losses
 from vramcalc.shadow.autograd import Engine
 from vramcalc.shadow.dims import Size, product
 from vramcalc.shadow.gradients import GradScaler, clip_grad_norm
@@ -75,7 +75,9 @@ class Loop:
         self.net = FAMILIES[job.model.model_type](make, job.model, n_layers, context)
         methods.attach(self.net, job.method, stack, sizes.rank)
         self.trainable = list(dict.fromkeys(p for p in self.net.parameters() if p.trainable))
-        self.optimizer = optim.build(training.optim, e, _groups(self.trainable, stack), self._wide())
+        without_gradient = methods.without_gradient(self.net)
+        self._updated = [p for p in self.trainable if p not in without_gradient]
+        self.optimizer = optim.build(training.optim, e, _groups(self._updated, stack), self._wide())
         self.scaler = GradScaler(e) if stack.autocast == "float16" else None
         self._workspaces: dict[str, Storage] = {}
         self._kept: Outputs | None = None
@@ -167,14 +169,19 @@ class Loop:
         logits: Tensor | None = None
         metrics: list[Tensor] = []
         self.tape.mark(f"{tag}.head")
-        if stack.loss == "full":
+        if stack.loss in ("full", "fused_cross_entropy"):
             logits = self.net.lm_head(hidden)
             release = stack.release
             if self.job.model.model_type in release.raises_logits:
                 logits = ops.to(e, logits, "float32")
-            loss = losses.causal_lm_loss(e, logits, shifts_logits=release.shifts_logits)
+            if stack.loss == "full":
+                loss = losses.causal_lm_loss(e, logits, shifts_logits=release.shifts_logits)
+            else:
+                loss = plugin_losses.fused_cross_entropy(e, logits)
         elif stack.loss == "chunked":
             metrics = losses.chunked_outputs(e, hidden, _head_weight(self.net.lm_head))
+        elif stack.fused_kernels == "fms_acceleration":
+            loss = plugin_losses.fused_linear_loss(e, hidden, _head_weight(self.net.lm_head))
         else:
             loss = losses.fused_linear_loss(e, hidden, _head_weight(self.net.lm_head), self.job.compute_capability)
         del hidden
@@ -210,7 +217,7 @@ class Loop:
         if self.job.training.max_grad_norm:
             if self.scaler is not None:
                 self.scaler.unscale()
-            clip_grad_norm(self.engine, self.trainable, sum(map(self._repeats, self.trainable)))
+            clip_grad_norm(self.engine, self._updated, sum(map(self._repeats, self._updated)))
         self.optimizer.step()
         if self.scaler is not None:
             self.scaler.update()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from vramcalc.shadow import attention, ops
+from vramcalc.shadow import attention, fused, ops
 from vramcalc.shadow.autograd import Engine
 from vramcalc.shadow.dims import Size
 from vramcalc.shadow.dispatch import attention_kernel
@@ -76,13 +76,18 @@ class Attention(Module):
         """Whether q, k and v have a bias, and whether o has."""
         return spec.attention_bias, spec.attention_bias
 
+    @property
+    def rotates_in_place(self) -> bool:
+        """Rotary positions are a kernel that writes over what it is given, gradients too."""
+        return self.context.stack.fused_kernels != "none"
+
     def query(self, projected: Tensor) -> Tensor:
         """Queries by head."""
-        return self.split(projected, self.spec.num_attention_heads)
+        return self.split(projected, self.spec.num_attention_heads, head_major_grad=not self.rotates_in_place)
 
     def key(self, projected: Tensor) -> Tensor:
         """Keys by head."""
-        return self.split(projected, self.spec.num_key_value_heads)
+        return self.split(projected, self.spec.num_key_value_heads, head_major_grad=not self.rotates_in_place)
 
     def split(self, x: Tensor, heads: int, *, head_major_grad: bool = True) -> Tensor:
         """``view(...).transpose(1, 2)``; rotary positions send a gradient back head by head."""
@@ -115,7 +120,11 @@ class Attention(Module):
         )
         v = self.split(v, spec.num_key_value_heads, head_major_grad=by_head)
         cos, sin = shared.rotary or self.rotary(v)
-        q, k = ops.rotary_pair(e, q, k, cos, sin)
+        if self.rotates_in_place:
+            q = fused.rotary(e, q, cos, sin, head_major_grad=by_head and not repeats)
+            k = fused.rotary(e, k, cos, sin, head_major_grad=by_head)
+        else:
+            q, k = ops.rotary_pair(e, q, k, cos, sin)
         if shared.cache is not None:
             k, v = shared.cache.update(e, k, v)
         in_place = stack.release.projects_first and kernel in ("flash", "efficient")

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from vramcalc.families.llama import CausalLM
-from vramcalc.methods import full, lora
+from vramcalc.methods import full, fused_lora, lora
 from vramcalc.methods.qlora import Factory4bit
 from vramcalc.shadow.autograd import Engine
 from vramcalc.shadow.dims import Size
-from vramcalc.shadow.modules import Factory
+from vramcalc.shadow.fused import FusedRMSNorm
+from vramcalc.shadow.graph import Parameter
+from vramcalc.shadow.modules import Factory, RMSNorm
 from vramcalc.specs import FullFineTuning, LoRA, Method, QLoRA, Stack
 
 
 def factory(engine: Engine, method: Method, stack: Stack) -> Factory:
     """What makes the leaves of a model under a method."""
-    return Factory4bit(engine, method, stack) if isinstance(method, QLoRA) else Factory(engine, stack.dtype)
+    norm_class = RMSNorm if stack.fused_kernels == "none" else FusedRMSNorm
+    if isinstance(method, QLoRA):
+        return Factory4bit(engine, method, stack, norm_class)
+    return Factory(engine, stack.dtype, norm_class)
 
 
 def attach(net: CausalLM, method: Method, stack: Stack, rank: Size | None) -> None:
@@ -30,3 +35,10 @@ def attach(net: CausalLM, method: Method, stack: Stack, rank: Size | None) -> No
             full.attach(net)
         case LoRA():
             lora.attach(net, method, stack, method.rank if rank is None else rank)
+            if stack.fused_kernels != "none":
+                fused_lora.install(net)
+
+
+def without_gradient(net: CausalLM) -> set[Parameter]:
+    """Parameters that never get a gradient, though they may be set to train: weights of fused norms."""
+    return {module.weight for _, _, module in net.modules() if isinstance(module, FusedRMSNorm)}

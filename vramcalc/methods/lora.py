@@ -36,6 +36,12 @@ def is_saved(method: LoRA, name: str) -> bool:
     return any(re.match(rf"(^|.*\.){m}($|\..*)", name) for m in method.modules_to_save)
 
 
+def adapts_whole_mlp(method: LoRA, n_layers: int) -> bool:
+    """Whether some decoder layer gets an adapter on each of gate_proj, up_proj and down_proj."""
+    names = ("gate_proj", "up_proj", "down_proj")
+    return any(all(is_target(method, f"model.layers.{i}.mlp.{n}") for n in names) for i in range(n_layers))
+
+
 _LINEAR = ("_proj", ".gate", ".w1", ".w2", ".w3")
 """How the names of linear layers inside a decoder layer end."""
 

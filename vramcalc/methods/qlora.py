@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vramcalc.shadow.autograd import Engine
-from vramcalc.shadow.modules import Factory, Module
+from vramcalc.shadow.modules import Factory, Module, RMSNorm
 from vramcalc.shadow.quant import Linear4bit
 from vramcalc.specs import QLoRA, Stack
 
@@ -15,8 +15,8 @@ class Factory4bit(Factory):
     ``prepare_model_for_kbit_training``.
     """
 
-    def __init__(self, engine: Engine, method: QLoRA, stack: Stack) -> None:
-        super().__init__(engine, "float32" if stack.prepare_model_for_kbit_training else stack.dtype)
+    def __init__(self, engine: Engine, method: QLoRA, stack: Stack, norm_class: type[RMSNorm] = RMSNorm) -> None:
+        super().__init__(engine, "float32" if stack.prepare_model_for_kbit_training else stack.dtype, norm_class)
         self.method, self.loaded_dtype = method, stack.dtype
 
     def linear(self, name: str, d_in: int, d_out: int, *, bias: bool = False) -> Module:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from vramcalc.errors import Unsupported
 from vramcalc.specs import Stack
 
 TRL_OUTPUTS = ("log_probs", "entropy", "is_top1")
@@ -49,7 +50,16 @@ def sft_loss(outputs: Any) -> torch.Tensor:
 
 
 def replacements(stack: Stack, compute_capability: tuple[int, int]) -> list[tuple[Any, str, Any]]:
-    """Attributes to replace while a fake device stands for CUDA: ``(owner, name, value)``."""
+    """Attributes to replace while a fake device stands for CUDA: ``(owner, name, value)``.
+
+    Raises:
+        Unsupported: kernels that this module cannot install.
+    """
+    if stack.fused_kernels != "none" or stack.loss == "fused_cross_entropy":
+        raise Unsupported(
+            f"no trace of fused_kernels={stack.fused_kernels!r} with loss={stack.loss!r}: only the plugin itself "
+            "installs these kernels; use trace_custom with a model that has them"
+        )
     if stack.loss == "full":
         return []
     from triton.runtime.jit import JITFunction

@@ -33,7 +33,7 @@ def causal_lm_loss(e: Engine, logits: Tensor, *, shifts_logits: bool = False) ->
     batch, seq, _ = logits.shape
     raised = x = ops.to(e, logits, "float32")
     if shifts_logits:
-        x = _without_last(e, raised)
+        x = without_last(e, raised)
         padded_labels, labels = None, e.new((batch, seq - 1), "int64", "shifted labels")
     else:
         padded_labels, labels = _shifted_labels(e, batch, seq)
@@ -58,7 +58,7 @@ def causal_lm_loss(e: Engine, logits: Tensor, *, shifts_logits: bool = False) ->
     return loss
 
 
-def _without_last(e: Engine, logits: Tensor) -> Tensor:
+def without_last(e: Engine, logits: Tensor) -> Tensor:
     """``logits[..., :-1, :].contiguous()``; backward fills a zero tensor of full size."""
     batch, seq, vocab = shape = logits.shape
     shorter = (batch, seq - 1, vocab)
@@ -72,7 +72,7 @@ def _shifted_labels(e: Engine, batch: Size, seq: Size) -> tuple[Tensor, Tensor]:
     return padded, e.new((batch, seq), "int64", "shifted labels") if batch > 1 else padded
 
 
-def _ends(n: Size, chunk: int) -> Iterator[Size]:
+def ends(n: Size, chunk: int) -> Iterator[Size]:
     """Lengths of the first two and, if there are several, the last chunk of ``n``."""
     if n <= chunk:
         yield n
@@ -102,11 +102,11 @@ def fused_linear_loss(e: Engine, hidden: Tensor, weight: Parameter, compute_capa
     grad_weight = e.new(w.shape, w.dtype, "grad_weight") if for_w and node is not None else None
     loss_1d = e.new((tokens,), "float32", "loss per token")
     target_mask = e.new((tokens,), "bool", "target mask")
-    step = _next_power_of_2(-(-tokens // -(-vocab // int(width))))
+    step = next_power_of_2(-(-tokens // -(-vocab // int(width))))
     chunk = minimum(step, tokens)
     direct = hidden.dtype == w.dtype and e.autocast in (None, hidden.dtype)
     logits = e.new((chunk, vocab), hidden.dtype, "logits of a chunk") if direct else None
-    for rows in _ends(tokens, step):
+    for rows in ends(tokens, step):
         chunk_logits = logits if direct else _liger_products(e, rows, hidden.dtype, weight)
         if grad_weight is not None:
             _liger_weight_gradient(e, rows, hidden.dtype, w, compute_capability)
@@ -147,7 +147,8 @@ def _liger_weight_gradient(e: Engine, rows: Size, dtype: str, w: Tensor, compute
     del product, raised
 
 
-def _next_power_of_2(n: Size) -> int:
+def next_power_of_2(n: Size) -> int:
+    """The least power of two that is no smaller."""
     power = 1
     while power < n:
         power *= 2
@@ -187,10 +188,10 @@ def chunked_outputs(e: Engine, hidden: Tensor, weight: Parameter) -> list[Tensor
     del rows, cut
     outputs = [_scattered(e, x, mask, (batch, seq - 1)) for x in per_token]
     del per_token
-    total = _total(e, outputs[0])
+    total = sum_of(e, outputs[0])
     negative = e.apply("neg", [total], (), "float32", (), lambda s, g: [e.new((), "float32", "neg backward")])
     del total
-    return [*outputs, _divided(e, negative, _count(e))]
+    return [*outputs, divided(e, negative, _count(e))]
 
 
 def sft_loss(e: Engine, log_probs: Tensor) -> Tensor:
@@ -204,9 +205,9 @@ def sft_loss(e: Engine, log_probs: Tensor) -> Tensor:
         "neg", [log_probs], shape, "float32", (), lambda s, g: [e.new(shape, "float32", "neg backward")]
     )
     num_tokens = e.new((), "int64", "sum of the mask")
-    total = _total(e, per_token)
+    total = sum_of(e, per_token)
     clamped = e.new((), "int64", "clamp")
-    loss = _divided(e, total, clamped)
+    loss = divided(e, total, clamped)
     del total, per_token, num_tokens, clamped
     return loss
 
@@ -219,12 +220,14 @@ def _count(e: Engine) -> Tensor:
     return clamped
 
 
-def _total(e: Engine, x: Tensor) -> Tensor:
+def sum_of(e: Engine, x: Tensor) -> Tensor:
+    """``x.sum()`` in float32, whose gradient is expanded."""
     shape = x.shape
     return e.apply("sum", [x], (), "float32", (), lambda s, g: [Tensor(g.storage, shape, g.dtype, None, True)])
 
 
-def _divided(e: Engine, x: Tensor, by: Tensor) -> Tensor:
+def divided(e: Engine, x: Tensor, by: Tensor) -> Tensor:
+    """``x / by`` of scalars."""
     return e.apply("div", [x], (), "float32", [by], lambda s, g: [e.new((), "float32", "div backward")])
 
 
@@ -258,7 +261,7 @@ def _chunked_log_probs(e: Engine, hidden: Tensor, weight: Parameter, targets: Te
         grad_weight = e.new(w_shape, "float32", "grad_weight") if for_w else None
         tile = e.new((minimum(tokens, TRL_TOKENS), TRL_VOCABULARY), compute, "tile of logits")
         w_chunk = h_chunk = None
-        for n in _ends(tokens, TRL_TOKENS):
+        for n in ends(tokens, TRL_TOKENS):
             h_chunk = cast((n, width), h_dtype)
             for columns in vocabulary():
                 w_chunk = cast((columns, width), w_dtype)
@@ -270,7 +273,7 @@ def _chunked_log_probs(e: Engine, hidden: Tensor, weight: Parameter, targets: Te
     statistics = [e.new((tokens,), "float32", f"statistic {i}") for i in range(7)]
     tile = e.new((minimum(tokens, TRL_TOKENS), TRL_VOCABULARY), compute, "tile of logits")
     h_chunk = None
-    for n in _ends(tokens, TRL_TOKENS):
+    for n in ends(tokens, TRL_TOKENS):
         h_chunk = cast((n, width), h_dtype)
         for columns in vocabulary():
             w_chunk = cast((columns, width), w_dtype)

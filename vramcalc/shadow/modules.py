@@ -113,10 +113,11 @@ class Factory:
 
     Attributes:
         dtype: of everything that is not stored in another form.
+        norm_class: of norms.
     """
 
-    def __init__(self, engine: Engine, dtype: str) -> None:
-        self.engine, self.dtype = engine, dtype
+    def __init__(self, engine: Engine, dtype: str, norm_class: type[RMSNorm] = RMSNorm) -> None:
+        self.engine, self.dtype, self.norm_class = engine, dtype, norm_class
 
     def linear(self, name: str, d_in: int, d_out: int, *, bias: bool = False) -> Module:
         """A projection inside a decoder layer."""
@@ -128,7 +129,7 @@ class Factory:
 
     def norm(self, name: str, width: int) -> RMSNorm:
         """A norm."""
-        return RMSNorm(self.engine, name, width, self.dtype)
+        return self.norm_class(self.engine, name, width, self.dtype)
 
     def embedding(self, name: str, vocab: int, width: int) -> Embedding:
         """The token embedding."""

@@ -155,16 +155,44 @@ class Program:
             expansion.starts.append(len(expansion.events))
             bases = [len(expansion.births)]
             made[instance.group, instance.layer] = bases[0], index
-            for born in births:
+            places: dict[int, list[int]] = {}
+            for which, born in enumerate(births, start=1):
                 layer = self._born_in(self.segments[index], self.segments[born], instance.layer)
                 base, template = made[group_of[born], layer]
                 if template != born and not self._alike(self._own[template], self._own[born]):
-                    raise NotRepeatable(f"layers differ in {self.segments[born].phase}")
+                    places[which] = self._counterparts(self._own[born], self._own[template])
                 bases.append(base)
             expansion.births.extend(own)
             expansion.layers.extend([instance.layer] * len(own))
+            if places:
+                references = [self._moved(which, place, places) for which, place in references]
             expansion.events.extend([bases[b] + place if place >= 0 else place - bases[b] for b, place in references])
         return expansion
+
+    def _moved(self, which: int, place: int, places: dict[int, list[int]]) -> tuple[int, int]:
+        """A reference into a segment that another one, not quite like it, stands for."""
+        if which not in places:
+            return which, place
+        found = places[which][~place]
+        if found < 0:
+            raise NotRepeatable("a layer frees what the layers like it do not make")
+        return which, ~found
+
+    def _counterparts(self, births: list[int], others: list[int]) -> list[int]:
+        """Place in ``others`` of each of ``births``: the same operator of the same module of its layer, -1 for none."""
+        index = {key: place for place, key in enumerate(self._keys(others))}
+        return [index.get(key, -1) for key in self._keys(births)]
+
+    def _keys(self, births: list[int]) -> list[tuple[object, ...]]:
+        """What is made where in a layer, and which of several it is."""
+        seen: Counter[tuple[object, ...]] = Counter()
+        keys: list[tuple[object, ...]] = []
+        for birth in map(self.births.__getitem__, births):
+            module = birth.module.replace(f".layers.{birth.layer}.", ".layers.*.")
+            key = (module, birth.op, birth.shape, birth.dtype)
+            keys.append((*key, seen[key]))
+            seen[key] += 1
+        return keys
 
     def _relative(self, index: int) -> tuple[list[int], list[tuple[int, int]]]:
         """Events of a segment as places in the births of segments.
@@ -204,6 +232,10 @@ class Program:
                 return self.n_layers - 1
             raise NotRepeatable(f"{freeing.phase} frees what layer {born.layer} made")
         if abs(born.layer - freeing.layer) > 1:
+            ends = {0: 0, self.walked - 1: self.n_layers - 1}
+            if ends.get(freeing.layer) == layer and born.layer in ends:
+                # What passes through every layer, as a sum of gradients that is added to in place does.
+                return ends[born.layer]
             raise NotRepeatable(f"layer {freeing.layer} of {freeing.phase} frees what layer {born.layer} made")
         return layer + born.layer - freeing.layer
 
