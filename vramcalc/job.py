@@ -77,7 +77,7 @@ class Job:
     def _checked_experts(self) -> None:
         """Refuse what has not been compared with a trace of a mixture of experts."""
         model, stack, method = self.model, self.stack, self.method
-        if stack.loss != "full":
+        if stack.loss not in ("full", "fused_cross_entropy"):
             raise Unsupported(
                 f"{model.name}: loss={stack.loss!r} with a mixture of experts has not been checked; use loss='full'"
             )
@@ -113,8 +113,8 @@ class Job:
     def _checked_fused_kernels(self) -> None:
         """Refuse what the plugin does not run, and what has not been compared with it."""
         stack, method, setting = self.stack, self.method, f"fused_kernels={self.stack.fused_kernels!r}"
-        if self.model.model_type not in ("llama", "mistral"):
-            raise Unsupported(f"{setting} patches llama and mistral here, not {self.model.model_type}")
+        if self.model.model_type not in ("llama", "mistral", "mixtral"):
+            raise Unsupported(f"{setting} patches llama, mistral and mixtral here, not {self.model.model_type}")
         if stack.loss == "chunked":
             raise Unsupported(f"{setting} goes with loss='fused_cross_entropy', 'fused_linear' or 'full'")
         if (stack.autocast or stack.dtype) != stack.dtype or stack.dtype == "float32":
