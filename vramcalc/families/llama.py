@@ -110,11 +110,13 @@ class Attention(Module):
         q, k = ops.rotary(e, q, cos, sin), ops.rotary(e, k, cos, sin)
         if shared.cache is not None:
             k, v = shared.cache.update(e, k, v)
+        given = [q, k, v]
         if stack.attn_implementation == "flash_attention_2" and q.dtype == "float32":
-            q, k, v = (ops.to(e, t, e.autocast or stack.dtype) for t in (q, k, v))
+            given = [ops.to(e, t, e.autocast or stack.dtype) for t in given]
         out, weights = attention.attend(
-            e, kernel, q, k, v, shared.mask, capability, repeats=repeats, contiguous=contiguous
+            e, kernel, *given, shared.mask, capability, repeats=repeats, contiguous=contiguous
         )
+        del given
         out = ops.merge_heads(e, out)
         return self.o_proj(out), weights
 
