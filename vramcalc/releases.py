@@ -1,6 +1,6 @@
 """What memory depends on that changed between releases of transformers.
 
-Read off the sources of the releases and compared with traces of them; ``tests/reference/traces.csv`` has rows of each.
+Read off the sources of the releases and compared with traces of them; ``tables/traces.csv`` has rows of each.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ class Release:
         additive_mask: one additive mask for all layers, where later releases hand SDPA a boolean one.
         caches: a model in training fills a KV cache.
         copies_into_cache: what is put into the cache is copied.
+        cached_rotary: of ``layer_rotary``, model types that keep a table of every position there could be.
     """
 
     since: tuple[int, int]
@@ -37,6 +38,7 @@ class Release:
     additive_mask: bool = False
     caches: bool = True
     copies_into_cache: bool = True
+    cached_rotary: frozenset[str] = frozenset()
 
 
 _MISTRAL, _QWEN = frozenset({"mistral"}), frozenset({"qwen2"})
@@ -54,6 +56,7 @@ RELEASES = (
         checked=(4, 44),
         raises_logits=_EVERY,
         layer_rotary=_MISTRAL | _QWEN,
+        cached_rotary=_QWEN,
         caches=False,
     ),
     replace(_UNTIL_4_47, since=(4, 45), checked=(4, 45), raises_logits=_EVERY),

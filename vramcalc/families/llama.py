@@ -71,6 +71,18 @@ class Attention(Module):
         self.k_proj = make.linear(f"{name}.k_proj", h, kv, bias=qkv_bias)
         self.v_proj = make.linear(f"{name}.v_proj", h, kv, bias=qkv_bias)
         self.o_proj = make.linear(f"{name}.o_proj", q, h, bias=o_bias)
+        self.tables = self._tables()
+
+    def _tables(self) -> list[Storage]:
+        """Cosine and sine of every position, where a release keeps them in each layer."""
+        tape, spec, stack = self.engine.tape, self.spec, self.context.stack
+        if spec.model_type not in stack.release.cached_rotary:
+            return []
+        outer, tape.module = tape.module, f"{self.name}.rotary_emb"
+        shape = (spec.max_position_embeddings, spec.head_dim)
+        found = [Storage(tape, shape, stack.dtype, what, "parameter") for what in ("cos_cached", "sin_cached")]
+        tape.module = outer
+        return found
 
     def biases(self, spec: ModelSpec) -> tuple[bool, bool]:
         """Whether q, k and v have a bias, and whether o has."""
@@ -106,19 +118,32 @@ class Attention(Module):
             or (kernel == "flash" and spec.head_dim % 8 > 0)
         )
         v = self.split(v, spec.num_key_value_heads, head_major_grad=by_head)
-        cos, sin = shared.rotary or _rotary_embedding(e, x.shape[1], spec.head_dim, v.dtype, scales=False)
+        cos, sin = shared.rotary or self._rotary(x.shape[1], v.dtype)
         q, k = ops.rotary(e, q, cos, sin), ops.rotary(e, k, cos, sin)
         if shared.cache is not None:
             k, v = shared.cache.update(e, k, v)
-        given = [q, k, v]
-        if stack.attn_implementation == "flash_attention_2" and q.dtype == "float32":
-            given = [ops.to(e, t, e.autocast or stack.dtype) for t in given]
+        given = self._given(q, k, v)
         out, weights = attention.attend(
             e, kernel, *given, shared.mask, capability, repeats=repeats, contiguous=contiguous
         )
         del given
         out = ops.merge_heads(e, out)
         return self.o_proj(out), weights
+
+    def _rotary(self, seq: Size, dtype: str) -> tuple[Tensor, Tensor]:
+        """Rotary positions of one layer's own: worked out, or looked up in its tables."""
+        e, width = self.engine, self.spec.head_dim
+        if not self.tables:
+            return _rotary_embedding(e, seq, width, dtype, scales=False)
+        return e.new((1, seq, width), dtype, "cos"), e.new((1, seq, width), dtype, "sin")
+
+    def _given(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What attends: flash-attn is handed 16-bit copies of float32 tensors."""
+        e, stack = self.engine, self.context.stack
+        if stack.attn_implementation != "flash_attention_2" or q.dtype != "float32":
+            return q, k, v
+        dtype = e.autocast or stack.dtype
+        return ops.to(e, q, dtype), ops.to(e, k, dtype), ops.to(e, v, dtype)
 
 
 class MLP(Module):

@@ -95,7 +95,9 @@ def attend(
         k, v = (k, v) if repeats else (ops.clone(e, k), ops.clone(e, v))
     match kernel:
         case "flash":
-            return flash(e, *_cast(e, q, k, v)), None
+            y = flash(e, *_cast(e, q, k, v))
+            # The kernel's result lies in memory as the queries do.
+            return ops.clone(e, y) if contiguous else y, None
         case "math":
             y = _without_autocast(e, *_cast(e, q, k, v), mask, head_major_kv=repeats)
             return ops.clone(e, y), None
@@ -104,7 +106,7 @@ def attend(
 
 
 def _cast(e: Engine, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Arguments as autocast passes them on, last first; copies live as long as the operator, what they are of longer."""
+    """What autocast hands to the operator, made last to first; callers keep what it was cast from."""
     if e.autocast is None:
         return q, k, v
     v, k, q = ops.to(e, v, e.autocast), ops.to(e, k, e.autocast), ops.to(e, q, e.autocast)
