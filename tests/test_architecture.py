@@ -31,12 +31,14 @@ LAYERS = (
     {"walk"},
     {"estimation", "difference"},
     {"verdicts", "grid", "measurements"},
-    {"accuracy"},
+    {"accuracy", "regimes", "trace_grid"},
     {"largest"},
     {"remedies", "fitting"},
     {"describe"},
     {"render", "render_html"},
     {"listings", "options", "render_accuracy", "agreement", "terminal"},
+    {"trace_accuracy"},
+    {"render_traces"},
     {"commands"},
     {"cli"},
     {"__main__"},
@@ -50,6 +52,7 @@ UPWARD = {
     ("verdicts", "render_html"): "showing a verdict in a notebook",
     ("verdicts", "remedies"): "remedies are verdicts themselves, worked out when asked for",
     ("largest", "render"): "printing the largest",
+    ("accuracy", "cli"): "running as a program",
 }
 """Imports against the order, inside functions only, and what for."""
 
@@ -60,6 +63,7 @@ HOMES = {
     "liger_kernel": {"profiling"},
     "peft": {"profiling"},
     "pynvml": {"detect"},
+    "rich": {"terminal"},
     "tabulate": {"render"},
     "torch": {"profiling"},
     "torchao": {"profiling"},
