@@ -46,7 +46,7 @@ LAYERS = (
     {"verdicts", "grid", "measured_jobs", "campaign_yaml"},
     {"measurements", "campaign"},
     {"campaign_run"},
-    {"accuracy", "planning"},
+    {"accuracy", "planning", "regimes", "trace_grid"},
     {"claims"},
     {"largest"},
     {"remedies", "fitting"},
@@ -54,6 +54,8 @@ LAYERS = (
     {"render", "render_html", "choices", "figures"},
     {"listings", "options", "render_accuracy", "render_plan", "render_profile", "render_time_accuracy"},
     {"agreement", "terminal"},
+    {"trace_accuracy"},
+    {"render_traces"},
     {"plan_options"},
     {"commands"},
     {"cli"},
@@ -74,6 +76,7 @@ UPWARD = {
     ("estimation", "figures"): "drawing a result",
     ("grid", "figures"): "drawing a grid",
     ("accuracy", "figures"): "drawing an accuracy",
+    ("accuracy", "cli"): "running as a program",
 }
 """Imports against the order, inside functions only, and what for."""
 
@@ -87,7 +90,7 @@ HOMES = {
     "matplotlib": {"figures"},
     "peft": {"profiling"},
     "pynvml": {"detect", "device_use"},
-    "rich": {"commands", "progress"},
+    "rich": {"commands", "progress", "terminal"},
     "tabulate": {"render", "formats"},
     "torch": {"profiling"},
     "torchao": {"profiling"},

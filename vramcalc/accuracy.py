@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -144,3 +145,15 @@ def _groups(predictions: Sequence[Prediction]) -> Iterable[Group]:
 
 def _key(p: Prediction) -> tuple[str, str, str]:
     return p.row["stack"], p.row["method"], p.row["metric"]
+
+
+def main() -> None:
+    """``python -m vramcalc.accuracy``: the command ``vramcalc accuracy``."""
+    from vramcalc.cli import main as run
+
+    sys.argv[1:1] = ["accuracy"]
+    run()
+
+
+if __name__ == "__main__":
+    main()

@@ -7,15 +7,16 @@ import importlib.util
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vramcalc.describe import SHORT_DTYPES, method_line
 from vramcalc.difference import LiveRow, first_difference
-from vramcalc.errors import InvalidValue, MissingExtra
+from vramcalc.errors import InvalidValue, MissingExtra, Unsupported
 from vramcalc.estimation import Estimate, estimate_job, make_job
 from vramcalc.job import Job
+from vramcalc.releases import minor_release
 from vramcalc.render import table
 from vramcalc.specs import Gpu, ModelSpec
 
@@ -145,24 +146,51 @@ def trace_and_estimate(
     return compare(estimate_job(job, device))
 
 
+def other_release(job: Job, libraries: Iterable[str] = ("transformers",)) -> str | None:
+    """The first of ``libraries`` of which another release is installed than the job models, in words; None if none is.
+
+    Raises:
+        MissingExtra: a library to trace with is not installed.
+    """
+    _checked_installed()
+    from vramcalc.profiling.result import installed_versions
+
+    installed = installed_versions()
+    for library in libraries:
+        asked = getattr(job.stack, library)
+        if minor_release(installed[library]) != minor_release(asked):
+            return f"{library} {asked} is modelled and {installed[library]} is installed"
+    return None
+
+
 def compare(estimate: Estimate) -> Agreement:
-    """Trace the job of an estimate and compare; see :func:`trace_and_estimate`."""
+    """Trace the job of an estimate and compare; see :func:`trace_and_estimate`.
+
+    Raises:
+        Unsupported: the job models another release of transformers than the one that would run.
+    """
     job, stream = estimate.job, estimate.walks.stream
+    if reason := other_release(job):
+        raise Unsupported(f"{reason}: a trace can only run what is installed; name that release, or install the other")
     lengths = job.training.seq_lens or (job.training.seq_len,) * len(stream.order)
     found = _traced(job, lengths)
     allocated, at = found.peak()
     replayed = found.replay(job.stack.allocator, empty_before=stream.empty_before)
     traced = Peaks(allocated, replayed.peak_reserved_bytes, _instant(found, at))
-    predicted = Peaks(estimate.allocated_bytes, estimate.reserved_bytes, estimate.peak.name)
+    replayed = estimate.walks.replay(job.stack.allocator, reads=False)
+    predicted = Peaks(estimate.allocated_bytes, replayed.peak_reserved_bytes, estimate.peak.name)
     same = traced.allocated_bytes == predicted.allocated_bytes
     return Agreement(estimate, found, traced, predicted, None if same else first_difference(found, at, job, lengths))
 
 
-def _traced(job: Job, lengths: tuple[int, ...]) -> Trace:
-    """The trace of a job, whatever libraries say kept off stdout."""
+def _checked_installed() -> None:
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise MissingExtra("profile", "tracing runs the real libraries", missing)
+
+
+def _traced(job: Job, lengths: tuple[int, ...]) -> Trace:
+    """The trace of a job, whatever libraries say kept off stdout."""
     with _quiet():
         try:
             from vramcalc.profiling.trace import trace

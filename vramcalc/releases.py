@@ -1,6 +1,6 @@
 """What memory depends on that changed between releases of transformers.
 
-Read off the sources of the releases and compared with traces of them; ``tests/reference/traces.csv`` has rows of each.
+Read off the sources of the releases and compared with traces of them; ``tables/traces.csv`` has rows of each.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ class Release:
             takes in 16 bits.
         projects_first: queries, keys and values are all projected before any is split into heads.
         fuses_experts: a mixture of experts holds the weights of all in one tensor, and sorts tokens by expert.
+        cached_rotary: of ``layer_rotary``, model types that keep a table of every position there could be.
     """
 
     since: tuple[int, int]
@@ -45,6 +46,7 @@ class Release:
     warms_up: Literal["no", "half", "what stays"] = "no"
     projects_first: bool = False
     fuses_experts: bool = False
+    cached_rotary: frozenset[str] = frozenset()
 
 
 _MISTRAL, _MIXTRAL, _QWEN = frozenset({"mistral"}), frozenset({"mixtral"}), frozenset({"qwen2"})
@@ -80,6 +82,7 @@ RELEASES = (
         checked=(4, 44),
         raises_logits=_EVERY,
         layer_rotary=_MISTRAL | _MIXTRAL | _QWEN,
+        cached_rotary=_QWEN,
         caches=False,
     ),
     replace(_UNTIL_4_47, since=(4, 45), checked=(4, 45), raises_logits=_EVERY),

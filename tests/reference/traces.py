@@ -1,100 +1,85 @@
-"""Reference traces: ``traces.csv`` read back, and traced again.
+"""Take the traces of ``tables/traces.csv``.
 
-``python tests/reference/traces.py`` traces the rows without numbers, with ``--all`` every row.
+    python tests/reference/traces.py               rows without numbers
+    python tests/reference/traces.py --all         every row
+    python tests/reference/traces.py full-12 ...   these rows
+
+Only rows whose recipe names the releases that are installed can be traced: for those of another release, run this with
+that release installed beside the others. With liger-kernel and trl for the fused losses.
 """
 
 from __future__ import annotations
 
 import csv
-import json
 import sys
-from dataclasses import dataclass, fields, replace
+import time
+from collections import Counter
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 
-from vramcalc import catalog
-from vramcalc.job import Job
-from vramcalc.specs import FullFineTuning, LoRA, QLoRA, Stack, TrainingSpec
+if version("transformers").startswith("4."):
+    # Releases of that time import what today's torchao has no more.
+    sys.modules["torchao"] = None  # type: ignore[assignment]
 
-PATH = Path(__file__).with_name("traces.csv")
-METHODS = {"full": FullFineTuning, "lora": LoRA, "qlora": QLoRA}
-
-
-@dataclass(frozen=True)
-class Row:
-    """A job, and what the real libraries allocate for it.
-
-    ``model`` is a name of the catalog, ``changes`` overrides its fields; ``method``, ``training`` and ``stack`` hold
-    the fields that differ from the defaults, as JSON. ``allocated_bytes`` is the highest sum of live storages, each
-    rounded up to 512; ``reserved_bytes`` is that sequence through the replay of the caching allocator. [B]
-    """
-
-    model: str
-    changes: str
-    method: str
-    training: str
-    stack: str
-    compute_capability: str
-    allocated_bytes: str
-    reserved_bytes: str
-    versions: str
-    checked_on: str
-
-    def job(self) -> Job:
-        """The job of the row."""
-        model = catalog.model(self.model).replace(**json.loads(self.changes))
-        method = json.loads(self.method)
-        major, minor = self.compute_capability.split(".")
-        return Job(
-            model,
-            METHODS[method.pop("kind")](**method),
-            TrainingSpec(**json.loads(self.training)),
-            Stack(**json.loads(self.stack)),
-            (int(major), int(minor)),
-        )
-
-    @property
-    def name(self) -> str:
-        """What sets the row apart."""
-        parts = [self.model, self.changes, self.method, self.training, self.stack, self.compute_capability]
-        return " ".join(parts).translate(str.maketrans("", "", '{}"'))
+import vramcalc.profiling.trace  # noqa: F401 - so that no row is charged with the time this takes
+from vramcalc.agreement import compare, other_release
+from vramcalc.errors import VramcalcError
+from vramcalc.estimation import estimate_job
+from vramcalc.tables import Row
+from vramcalc.trace_grid import COLUMNS, MODELLED, job_of, path, raw_rows
 
 
-def rows() -> list[Row]:
-    """Every row of the table."""
-    with PATH.open(newline="") as file:
-        return [Row(**r) for r in csv.DictReader(file)]
+def traced(row: Row) -> tuple[Row, str]:
+    """The row with numbers from the libraries that are installed, and how the prediction compares."""
+    started = time.perf_counter()
+    found = compare(estimate_job(job_of(row, row["trace_id"])))
+    numbers = {
+        "allocated_bytes": str(found.traced.allocated_bytes),
+        "reserved_bytes": str(found.traced.reserved_bytes),
+        "trace_s": f"{time.perf_counter() - started:.1f}",
+        "versions": ", ".join(f"{library} {v.partition('+')[0]}" for library, v in found.trace.versions.items()),
+        "checked_on": datetime.now(tz=UTC).date().isoformat(),
+    }
+    said = f"{100 * found.allocated_error:+.4f} % {100 * found.reserved_error:+.3f} % {numbers['trace_s']} s"
+    return {**row, **numbers}, f"{said} {found.difference or ''}".rstrip()
 
 
-def traced(row: Row) -> Row:
-    """The row with numbers from the libraries that are installed."""
-    from vramcalc.profiling.trace import trace
-
-    job = row.job()
-    found = trace(job.model, job.method, job.training, job.stack, compute_capability=job.compute_capability)
-    today = datetime.now(tz=UTC).date().isoformat()
-    return replace(
-        row,
-        allocated_bytes=str(found.peak()[0]),
-        reserved_bytes=str(found.replay().peak_reserved_bytes),
-        versions=", ".join(f"{library} {version}" for library, version in found.versions.items()),
-        checked_on=today,
-    )
+def write(rows: list[Row], where: Path) -> None:
+    """The table, in its order."""
+    with where.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
-def main() -> None:
-    """Trace and rewrite the table."""
-    table = rows()
-    again = "--all" in sys.argv
-    for number, row in enumerate(table):
-        if again or not row.allocated_bytes:
-            table[number] = traced(row)
-            print(f"{number + 1}/{len(table)} {table[number].allocated_bytes} {row.name}", flush=True)
-            with PATH.open("w", newline="") as file:
-                writer = csv.DictWriter(file, [f.name for f in fields(Row)], lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(vars(r) for r in table)
+def main(asked: list[str]) -> None:
+    """Trace and rewrite the table, row by row."""
+    where = path()
+    rows = list(raw_rows(where))
+    unknown = {*asked} - {"--all"} - {row["trace_id"] for row in rows}
+    if unknown:
+        raise SystemExit(f"no row is called {', '.join(sorted(unknown))}")
+    left_out: Counter[str] = Counter()
+    for number, row in enumerate(rows):
+        if row["trace_s"] and row["trace_id"] not in asked and "--all" not in asked:
+            continue
+        if reason := other_release(job_of(row, row["trace_id"]), MODELLED):
+            if row["trace_id"] in asked:
+                raise SystemExit(f"{row['trace_id']}: {reason}")
+            left_out[reason] += 1
+            continue
+        try:
+            rows[number], said = traced(row)
+        except VramcalcError as err:
+            left_out[f"{type(err).__name__}: {err}"] += 1
+            print(f"{row['trace_id']}: {err}", flush=True)
+            continue
+        print(f"{number + 1}/{len(rows)} {row['trace_id']} {said}", flush=True)
+        write(rows, where)
+    for reason, count in left_out.items():
+        print(f"{count} rows left as they are: {reason}")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

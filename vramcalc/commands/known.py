@@ -4,8 +4,10 @@ from typing import Annotated
 
 import typer
 
-from vramcalc.commands.common import Json, detection_here
-from vramcalc.terminal import print_json, print_text
+from vramcalc.commands.common import Json, detection_here, exit_with
+from vramcalc.errors import InvalidValue
+from vramcalc.options import whole_number
+from vramcalc.terminal import print_json, print_text, watched
 
 
 def gpus(
@@ -32,12 +34,24 @@ def models(as_json: Json = False) -> None:
 
 
 def accuracy(
-    file: Annotated[str, typer.Argument(help="Measurements in the schema of tables/measurements.csv.")],
+    file: Annotated[
+        str,
+        typer.Argument(help="Measurements in the schema of tables/measurements.csv; or 'traces', the grid of traces."),
+    ],
     rows: Annotated[bool, typer.Option("--rows", help="Every row.")] = False,
     time: Annotated[bool, typer.Option("--time", help="Step times: speeds as in tables/throughput.csv.")] = False,
+    stored: Annotated[bool, typer.Option("--stored", help="traces: the numbers of the table; none is taken.")] = False,
+    limit_s: Annotated[
+        str | None, typer.Option(help="traces: as many, of every kind, as take so many seconds.", metavar="<seconds>")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Predictions against published measurements of real runs."""
+    """Predictions against published measurements, or against traces of the real libraries (extra 'profile')."""
+    if file == "traces":
+        _traces(limit_s, stored=stored, rows=rows, as_json=as_json)
+        return
+    if stored or limit_s is not None:
+        raise InvalidValue("FILE", file, "'traces' beside --stored or --limit-s")
     if time:
         _time_accuracy(file, rows, as_json)
         return
@@ -60,3 +74,16 @@ def _time_accuracy(file: str, rows: bool, as_json: bool) -> None:
         print_json(found.to_dict(rows=rows))
     else:
         print_text(time_accuracy_text(found, rows=rows))
+
+
+def _traces(limit: str | None, *, stored: bool, rows: bool, as_json: bool) -> None:
+    from vramcalc.render_traces import traces_text
+    from vramcalc.trace_accuracy import trace_accuracy
+
+    limit_s = None if limit is None else whole_number("--limit-s", limit)
+    found = trace_accuracy(live=not stored, limit_s=limit_s, watched=watched)
+    if as_json:
+        print_json(found.to_dict(rows=rows))
+    else:
+        print_text(traces_text(found, rows=rows))
+    exit_with(found.ok)

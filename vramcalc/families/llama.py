@@ -71,6 +71,18 @@ class Attention(Module):
         self.k_proj = make.linear(f"{name}.k_proj", h, kv, bias=qkv_bias)
         self.v_proj = make.linear(f"{name}.v_proj", h, kv, bias=qkv_bias)
         self.o_proj = make.linear(f"{name}.o_proj", q, h, bias=o_bias)
+        self.tables = self._tables()
+
+    def _tables(self) -> list[Storage]:
+        """Cosine and sine of every position, where a release keeps them in each layer."""
+        tape, spec, stack = self.engine.tape, self.spec, self.context.stack
+        if spec.model_type not in stack.release.cached_rotary:
+            return []
+        outer, tape.module = tape.module, f"{self.name}.rotary_emb"
+        shape = (spec.max_position_embeddings, spec.head_dim)
+        found = [Storage(tape, shape, stack.dtype, what, "parameter") for what in ("cos_cached", "sin_cached")]
+        tape.module = outer
+        return found
 
     def biases(self, spec: ModelSpec) -> tuple[bool, bool]:
         """Whether q, k and v have a bias, and whether o has."""
@@ -92,10 +104,6 @@ class Attention(Module):
     def split(self, x: Tensor, heads: int, *, head_major_grad: bool = True) -> Tensor:
         """``view(...).transpose(1, 2)``; rotary positions send a gradient back head by head."""
         return ops.split_heads(self.engine, x, heads, self.spec.head_dim, head_major_grad=head_major_grad)
-
-    def rotary(self, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines where every attention makes its own."""
-        return _rotary_embedding(self.engine, v.shape[2], self.spec.head_dim, v.dtype, scales=False)
 
     def attend(self, x: Tensor, shared: Shared) -> tuple[Tensor, Tensor | None]:
         """``forward``: the result and, from eager code, the attention weights."""
@@ -133,19 +141,29 @@ class Attention(Module):
             k = attention.repeat_kv(e, k, spec.num_attention_heads)
             v = attention.repeat_kv(e, v, spec.num_attention_heads)
             repeats = False
-        if stack.attn_implementation == "flash_attention_2" and q.dtype == "float32":
-            lowered = e.autocast or stack.dtype
-            if in_place:
-                q = ops.to(e, q, lowered)
-                k = ops.to(e, k, lowered)
-                v = ops.to(e, v, lowered)
-            else:
-                q, k, v = (ops.to(e, t, lowered) for t in (q, k, v))
+        lowered = stack.attn_implementation == "flash_attention_2" and q.dtype == "float32"
+        if lowered and in_place:
+            q = self.lower(q)
+            k = self.lower(k)
+            v = self.lower(v)
+        given = (self.lower(q), self.lower(k), self.lower(v)) if lowered and not in_place else (q, k, v)
         out, weights = attention.attend(
-            e, kernel, q, k, v, shared.mask, capability, repeats=repeats, contiguous=contiguous
+            e, kernel, *given, shared.mask, capability, repeats=repeats, contiguous=contiguous
         )
+        del given
         out = ops.merge_heads(e, out)
         return self.o_proj(out), weights
+
+    def rotary(self, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of a layer's own: worked out, or looked up in its tables."""
+        e, seq, width = self.engine, v.shape[2], self.spec.head_dim
+        if not self.tables:
+            return _rotary_embedding(e, seq, width, v.dtype, scales=False)
+        return e.new((1, seq, width), v.dtype, "cos"), e.new((1, seq, width), v.dtype, "sin")
+
+    def lower(self, x: Tensor) -> Tensor:
+        """The 16-bit copy that flash-attn is handed."""
+        return ops.to(self.engine, x, self.engine.autocast or self.context.stack.dtype)
 
 
 class MLP(Module):

@@ -157,7 +157,10 @@ class SavedModule(Module):
             if isinstance(value, Parameter):
                 tensor = value.tensor
                 made = Parameter(
-                    module.engine.tape, f"{value.name} (copy)", tensor.shape, copy_dtype(stack, tensor.dtype)
+                    module.engine.tape,
+                    f"{module.name}.{attribute} (copy)",
+                    tensor.shape,
+                    copy_dtype(stack, tensor.dtype),
                 )
                 made.train()
                 setattr(copy, attribute, made)

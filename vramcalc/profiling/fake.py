@@ -171,6 +171,8 @@ def _optimizer_replacements() -> list[tuple[Any, str, Any]]:
         (bnb.Optimizer2State, "update_step", nothing),
         (bnb.Optimizer1State, "update_step", nothing),
         (bnb, "sync_gpu", nothing),
+        # What the optimizers of bitsandbytes 0.46 wait with; nothing is allocated.
+        (torch.cuda, "synchronize", nothing),
         (torch, "compile", lambda *_a, **_k: nothing),
     ]
 

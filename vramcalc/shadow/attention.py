@@ -93,17 +93,31 @@ def attend(
     if contiguous:
         q = ops.clone(e, q)
         k, v = (k, v) if repeats else (ops.clone(e, k), ops.clone(e, v))
-    if e.autocast is not None:
-        v, k, q = ops.to(e, v, e.autocast), ops.to(e, k, e.autocast), ops.to(e, q, e.autocast)
     match kernel:
         case "flash":
-            return flash(e, q, k, v), None
+            y = flash(e, *_cast(e, q, k, v))
+            # The kernel's result lies in memory as the queries do.
+            return ops.clone(e, y) if contiguous else y, None
         case "math":
-            with e.no_autocast():
-                y = math(e, q, k, v, mask, head_major_kv=repeats)
+            y = _without_autocast(e, *_cast(e, q, k, v), mask, head_major_kv=repeats)
             return ops.clone(e, y), None
         case _:
-            return efficient(e, q, k, v, mask, kernel, compute_capability), None
+            return efficient(e, *_cast(e, q, k, v), mask, kernel, compute_capability), None
+
+
+def _cast(e: Engine, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What autocast hands to the operator, made last to first; callers keep what it was cast from."""
+    if e.autocast is None:
+        return q, k, v
+    v, k, q = ops.to(e, v, e.autocast), ops.to(e, k, e.autocast), ops.to(e, q, e.autocast)
+    return q, k, v
+
+
+def _without_autocast(
+    e: Engine, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, head_major_kv: bool
+) -> Tensor:
+    with e.no_autocast():
+        return math(e, q, k, v, mask, head_major_kv=head_major_kv)
 
 
 def eager(e: Engine, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -120,7 +134,7 @@ def eager(e: Engine, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tu
     attn_weights = _bmm(e, q, k, (batch, heads, seq, seq), copy_a=many, copy_b=many and not repeated)
     attn_weights = ops.mul_scalar(e, attn_weights)
     if mask is not None:
-        attn_weights = ops.add_constant(e, attn_weights, "add mask")
+        attn_weights = ops.add_constant(e, attn_weights, "add mask", mask.dtype)
     attn_weights = ops.to(e, _softmax(e, attn_weights), q.dtype)
     y = _bmm(e, attn_weights, v, (batch, heads, seq, width), copy_b=many and not repeated, copy_grad=many)
     return ops.clone(e, y), attn_weights

@@ -45,9 +45,15 @@ def add(e: Engine, a: Tensor, b: Tensor) -> Tensor:
     return e.apply("add", [a, b], a.shape, promote(a.dtype, b.dtype), (), _both)
 
 
-def add_constant(e: Engine, x: Tensor, op: str = "add") -> Tensor:
-    """``x`` plus a number or a tensor that needs no gradient."""
-    return e.apply("add", [x], x.shape, x.dtype, (), _same, op=op)
+def add_constant(e: Engine, x: Tensor, op: str = "add", dtype: str | None = None) -> Tensor:
+    """``x`` plus a number, or a tensor of ``dtype`` that needs no gradient; the engine casts the gradient back."""
+    shape, source = x.shape, x.dtype
+    result = promote(source, dtype) if dtype else source
+
+    def cast(_saved: Saved, g: Tensor) -> Gradients:
+        return [e.new(shape, source, "add backward")]
+
+    return e.apply("add", [x], shape, result, (), _same if result == source else cast, op=op)
 
 
 def mul_scalar(e: Engine, x: Tensor) -> Tensor:

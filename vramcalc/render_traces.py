@@ -1,0 +1,117 @@
+"""Accuracy on traces as plain text."""
+
+from __future__ import annotations
+
+import textwrap
+from collections import Counter
+from collections.abc import Iterable
+
+from vramcalc.agreement import TOLERANCE
+from vramcalc.regimes import REGIME
+from vramcalc.releases import minor_release
+from vramcalc.render import table
+from vramcalc.trace_accuracy import RESERVED_TOLERANCE, Compared, TraceAccuracy
+
+_WIDTH = 98
+
+
+def traces_text(found: TraceAccuracy, *, rows: bool = False) -> str:
+    """Regimes, settings, differences with their explanations, rows that were not traced; on request every row."""
+    parts = [_summary(found), _regimes(found), f"Rows by setting\n{_settings(found)}", _versions(found)]
+    if beyond := [c for c in found.compared if c.status in ("explained", "unexplained")]:
+        parts.append(f"Beyond that: {len(beyond)} rows\n{_beyond(beyond)}")
+    if found.not_traced:
+        body = [(f"{n:,}", reason) for reason, n in found.not_traced.most_common()]
+        count = sum(found.not_traced.values())
+        parts.append(f"Not traced: {count:,} rows\n{table(body, ('', ''), right=(0,), wrap=(None, 84))}")
+    if not found.stored:
+        parts.append(_drift(found))
+    if rows:
+        parts.append(f"Every row\n{_rows(found.compared)}")
+    return "\n\n".join(parts)
+
+
+def _summary(found: TraceAccuracy) -> str:
+    how = "kept in tables/traces.csv" if found.stored else "taken now"
+    allowed = f"{_percent(TOLERANCE)} of the allocated peak and {_percent(RESERVED_TOLERANCE)} of the reserved one"
+    rows = [
+        (f"{found.count('agrees'):,}", f"predicted within {allowed}"),
+        (f"{found.count('explained'):,}", "further off, for a reason given below"),
+        (f"{found.count('unexplained'):,}", "further off, unexplained"),
+    ]
+    return f"{len(found.done):,} traces {how}\n{table(rows, ('', ''), right=(0,))}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:g} %"
+
+
+def _error(error: float) -> str:
+    return f"{100 * error:+.4f} %"
+
+
+def _regimes(found: TraceAccuracy) -> str:
+    body: list[tuple[object, ...]] = [
+        (*r.name, r.count, _error(r.allocated_error), _error(r.reserved_error), r.worst_case) for r in found.regimes
+    ]
+    body.append(("all", "", "", len(found.done), *_worst(found)))
+    headers = (*REGIME, "rows", "allocated", "reserved", "worst row")
+    n = len(REGIME)
+    return table(body, headers, right=(n, n + 1, n + 2))
+
+
+def _worst(found: TraceAccuracy) -> tuple[str, str, str]:
+    if not found.regimes:
+        return "", "", ""
+    allocated = max((r.allocated_error for r in found.regimes), key=abs)
+    reserved = max((r.reserved_error for r in found.regimes), key=abs)
+    return _error(allocated), _error(reserved), ""
+
+
+def _settings(found: TraceAccuracy) -> str:
+    body = [(axis, _counts(counts)) for axis, counts in found.settings.items() if axis not in REGIME]
+    return table(body, ("", ""), wrap=(None, _WIDTH - 18))
+
+
+def _counts(counts: Counter[str]) -> str:
+    """Releases from the oldest on, names from the most frequent on."""
+
+    def place(value: str) -> tuple[list[int], int]:
+        release = minor_release(value)
+        return (list(release) if release else [0]), -counts[value]
+
+    return ", ".join(f"{value}: {counts[value]:,}" for value in sorted(counts, key=place))
+
+
+def _versions(found: TraceAccuracy) -> str:
+    said = (
+        f"{library} {versions[0]}" + (f" to {versions[-1]}" if len(versions) > 1 else "")
+        for library, versions in found.versions.items()
+    )
+    return textwrap.fill(f"Traced with {', '.join(said)}", _WIDTH)
+
+
+def _beyond(rows: Iterable[Compared]) -> str:
+    body = []
+    for c in rows:
+        allocated, reserved = c.errors or (0.0, 0.0)
+        why = c.row.explanation or f"NOT EXPLAINED: {c.row.settings}"
+        body.append((c.row.trace_id, _error(allocated), _error(reserved), why))
+    return table(body, ("row", "allocated", "reserved", "why"), right=(1, 2), wrap=(None, None, None, 46))
+
+
+def _drift(found: TraceAccuracy) -> str:
+    other = [c.row.trace_id for c in found.done if not c.as_stored]
+    said = f"{len(found.done) - len(other):,} of {len(found.done):,} traces are as tables/traces.csv keeps them"
+    return textwrap.fill(f"{said}; these are not: {', '.join(other)}" if other else said, _WIDTH)
+
+
+def _rows(rows: Iterable[Compared]) -> str:
+    body = []
+    for c in rows:
+        predicted, traced = c.predicted or ("", ""), c.traced or ("", "")
+        errors = [_error(e) for e in c.errors] if c.errors else [c.reason, ""]
+        peaks = [f"{n:,}" if n else "" for n in (traced[0], predicted[0], traced[1], predicted[1])]
+        body.append((c.row.trace_id, peaks[0], peaks[1], errors[0], peaks[2], peaks[3], errors[1]))
+    headers = ("row", "allocated", "predicted", "", "reserved", "predicted", "")
+    return table(body, headers, right=(1, 2, 3, 4, 5, 6))
