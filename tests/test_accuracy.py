@@ -33,19 +33,39 @@ def test_every_row_is_predicted_or_has_a_reason(found: Accuracy) -> None:
 def test_allocated_is_within_what_is_promised(found: Accuracy) -> None:
     """Mean absolute error at most 1 %, the worst at most 5 %."""
     groups = [g for g in found.groups if g.metric == "allocated_max"]
-    assert {g.method for g in groups} == {"lora", "qlora"}
-    assert sum(g.count for g in groups) >= 70
+    assert {g.method for g in groups} == {"full", "lora", "qlora"}
+    assert sum(g.count for g in groups) >= 110
     for group in groups:
         assert group.mape <= 0.01
         assert abs(group.worst) <= 0.05
 
 
-def test_reserved_and_process_stay_where_they_are(found: Accuracy) -> None:
-    """Not yet what is aimed at, 2 % and 10 %, because of eager attention and loading; they may not get worse."""
+UNEXPLAINED = "fitcheck-t4-0916-smollm2-1-7b-qlora-r32-b1-s2048-eager"
+"""A run that reserved 0.7 GiB less than the replay of its requests does; four times the batch agrees."""
+
+
+def test_reserved_and_process_are_within_what_is_promised(found: Accuracy) -> None:
+    """Mean absolute error at most 2 %, the worst at most 10 %, but for one run."""
     for group in found.groups:
         if group.metric in ("reserved_max", "process_used"):
-            assert group.mape <= 0.025
-            assert abs(group.worst) <= 0.15
+            assert group.mape <= 0.02
+    beyond = {
+        p.row["run_id"]
+        for p in found.predictions
+        if p.row["metric"] in ("reserved_max", "process_used") and abs(p.error or 0) > 0.1
+    }
+    assert beyond == {UNEXPLAINED}
+
+
+def test_every_run_that_ended_out_of_memory_is_predicted_to(found: Accuracy) -> None:
+    runs, foreseen = found.out_of_memory
+    assert runs >= 60
+    assert foreseen == runs
+
+
+def test_most_rows_of_the_usual_stacks_are_predicted(found: Accuracy) -> None:
+    rows, predicted = found.hugging_face
+    assert predicted / rows >= 0.75
 
 
 def test_a_group_is_the_mean_of_its_rows(found: Accuracy) -> None:

@@ -143,6 +143,9 @@ def test_an_estimate_takes_what_a_row_says_about_its_job(settings: dict[str, Any
     assert found.gpu.gpu_id == "h100-sxm"
 
 
+BETWEEN_PHASES = {"allocated_end_of_train", "allocated_avg_step_end", "oom"}
+
+
 def test_metrics_are_those_of_published_measurements_and_more() -> None:
     _, metrics = as_measurement(row())
     assert metrics["allocated_max"] == 10 * GIB
@@ -152,8 +155,9 @@ def test_metrics_are_those_of_published_measurements_and_more() -> None:
     assert metrics["device_used"] == 14 * GIB
     assert metrics["smallest_reserved"] == 11 * GIB
     assert metrics["step_s"] == 0.5
-    predicted_in_table = {p.row["metric"] for p in predict(read_measurements(TABLE)) if not p.reason}
-    assert predicted_in_table <= set(metrics)
+    predicted = {p.row["metric"] for p in predict(read_measurements(TABLE)) if not p.reason}
+    # What is alive between phases is not recorded, and a run that ended out of memory has no figure.
+    assert {m for m in predicted if not (m.startswith("phase:after") or m in BETWEEN_PHASES)} <= set(metrics)
 
 
 def test_a_run_that_ended_out_of_memory_has_no_peak() -> None:

@@ -62,9 +62,9 @@ class Accuracy:
     groups: list[Group]
     apart: list[Group]
     unsupported: Counter[str]
-    out_of_memory: tuple[int, int]
-    hugging_face: tuple[int, int]
     predictions: list[Prediction] = field(repr=False)
+    out_of_memory: tuple[int, int] = (0, 0)
+    hugging_face: tuple[int, int] = (0, 0)
 
     def to_dict(self, *, rows: bool = False) -> dict[str, Any]:
         """Plain values; field names are stable."""
@@ -111,9 +111,9 @@ def accuracy(path: str | Path) -> Accuracy:
         list(_groups(known)),
         list(_groups(apart)),
         reasons,
-        (len(ends), foreseen),
-        (len(ours), sum(p.predicted_bytes is not None for p in ours)),
         predictions,
+        out_of_memory=(len(ends), foreseen),
+        hugging_face=(len(ours), sum(p.predicted_bytes is not None for p in ours)),
     )
 
 

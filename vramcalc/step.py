@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from vramcalc import methods
 from vramcalc.families import FAMILIES
-from vramcalc.families.llama import Cache, Context
+from vramcalc.families.context import Cache, Context
 from vramcalc.job import Job
 from vramcalc.shadow import losses, ops, optim, plugin_losses
 from vramcalc.shadow.autograd import Engine

@@ -7,9 +7,9 @@ that live as long as theirs.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
-from vramcalc.shadow import attention, fused, ops
+from vramcalc.families.context import Cache, Context, Shared
+from vramcalc.shadow import attention, fused, ops, positions
 from vramcalc.shadow.autograd import Engine
 from vramcalc.shadow.dims import Size
 from vramcalc.shadow.dispatch import attention_kernel
@@ -17,45 +17,7 @@ from vramcalc.shadow.graph import Leaf
 from vramcalc.shadow.masks import causal_mask
 from vramcalc.shadow.modules import Factory, Module, TiedHead
 from vramcalc.shadow.tape import Storage, Tensor
-from vramcalc.specs import ModelSpec, Stack
-
-
-class Cache:
-    """``DynamicCache``: keys and values of every layer, by concatenation, which copies, or as they are."""
-
-    def __init__(self, *, copies: bool = True) -> None:
-        self.copies = copies
-        self.layers: list[tuple[Tensor, Tensor] | None] = []
-
-    def update(self, e: Engine, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Keep a copy of the states, both in the keys' dtype, and return it."""
-        if self.copies:
-            k, v = ops.cat_copy(e, k), ops.cat_copy(e, ops.to(e, v, k.dtype))
-        self.layers.append((k, v))
-        return k, v
-
-
-@dataclass
-class Shared:
-    """What every decoder layer of one forward pass is given."""
-
-    rotary: tuple[Tensor, Tensor] | None
-    """Cosines and sines, None where every attention makes its own."""
-    mask: Tensor | None
-    position_ids: Tensor
-    cache: Cache | None
-
-
-@dataclass(frozen=True)
-class Context:
-    """What decides how a model runs besides its own shape."""
-
-    stack: Stack
-    compute_capability: tuple[int, int]
-    checkpointing: str
-    padded: bool
-    require_input_grads: bool
-    """The embedding's output is made to require a gradient, for checkpointing over frozen embeddings."""
+from vramcalc.specs import ModelSpec
 
 
 class Attention(Module):
@@ -132,7 +94,7 @@ class Attention(Module):
             q = fused.rotary(e, q, cos, sin, head_major_grad=by_head and not repeats)
             k = fused.rotary(e, k, cos, sin, head_major_grad=by_head)
         else:
-            q, k = ops.rotary_pair(e, q, k, cos, sin)
+            q, k = positions.rotary_pair(e, q, k, cos, sin)
         if shared.cache is not None:
             k, v = shared.cache.update(e, k, v)
         in_place = stack.release.projects_first and kernel in ("flash", "efficient")

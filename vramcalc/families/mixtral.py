@@ -6,6 +6,7 @@ Reads beside transformers' modeling_mixtral.py: a loop over modules up to 4.57, 
 from __future__ import annotations
 
 from vramcalc.families import llama
+from vramcalc.families.context import Context
 from vramcalc.shadow import ops, routing
 from vramcalc.shadow.graph import Parameter
 from vramcalc.shadow.modules import Factory, Module
@@ -150,7 +151,7 @@ class FusedMoeBlock(Module):
 class Attention(llama.Attention):
     """``MixtralAttention``; before 4.48 each holds tables of cosines and sines for every position."""
 
-    def __init__(self, make: Factory, name: str, spec: ModelSpec, context: llama.Context) -> None:
+    def __init__(self, make: Factory, name: str, spec: ModelSpec, context: Context) -> None:
         super().__init__(make, name, spec, context)
         self.tables: list[Storage] = []
         if spec.model_type in context.stack.release.layer_rotary:
@@ -179,7 +180,7 @@ class DecoderLayer(llama.DecoderLayer):
 
     attention_class = Attention
 
-    def feed_forward(self, make: Factory, name: str, spec: ModelSpec, context: llama.Context) -> Module:
+    def feed_forward(self, make: Factory, name: str, spec: ModelSpec, context: Context) -> Module:
         """The experts and their router."""
         if context.stack.release.fuses_experts:
             return FusedMoeBlock(make, f"{name}.mlp", spec, spec.num_local_experts or 0)

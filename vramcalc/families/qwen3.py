@@ -6,6 +6,7 @@ Reads beside transformers' modeling_qwen3.py.
 from __future__ import annotations
 
 from vramcalc.families import llama
+from vramcalc.families.context import Context
 from vramcalc.shadow import ops
 from vramcalc.shadow.modules import Factory, Module
 from vramcalc.shadow.tape import Tensor
@@ -15,7 +16,7 @@ from vramcalc.specs import ModelSpec
 class Attention(llama.Attention):
     """``Qwen3Attention``."""
 
-    def __init__(self, make: Factory, name: str, spec: ModelSpec, context: llama.Context) -> None:
+    def __init__(self, make: Factory, name: str, spec: ModelSpec, context: Context) -> None:
         super().__init__(make, name, spec, context)
         self.q_norm = make.norm(f"{name}.q_norm", spec.head_dim)
         self.k_norm = make.norm(f"{name}.k_norm", spec.head_dim)

@@ -1,0 +1,48 @@
+"""What a forward pass carries along: how the model runs, what all layers are given, the KV cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vramcalc.shadow import ops
+from vramcalc.shadow.autograd import Engine
+from vramcalc.shadow.tape import Tensor
+from vramcalc.specs import Stack
+
+
+class Cache:
+    """``DynamicCache``: keys and values of every layer, by concatenation, which copies, or as they are."""
+
+    def __init__(self, *, copies: bool = True) -> None:
+        self.copies = copies
+        self.layers: list[tuple[Tensor, Tensor] | None] = []
+
+    def update(self, e: Engine, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Keep a copy of the states, both in the keys' dtype, and return it."""
+        if self.copies:
+            k, v = ops.cat_copy(e, k), ops.cat_copy(e, ops.to(e, v, k.dtype))
+        self.layers.append((k, v))
+        return k, v
+
+
+@dataclass
+class Shared:
+    """What every decoder layer of one forward pass is given."""
+
+    rotary: tuple[Tensor, Tensor] | None
+    """Cosines and sines, None where every attention makes its own."""
+    mask: Tensor | None
+    position_ids: Tensor
+    cache: Cache | None
+
+
+@dataclass(frozen=True)
+class Context:
+    """What decides how a model runs besides its own shape."""
+
+    stack: Stack
+    compute_capability: tuple[int, int]
+    checkpointing: str
+    padded: bool
+    require_input_grads: bool
+    """The embedding's output is made to require a gradient, for checkpointing over frozen embeddings."""
