@@ -7,6 +7,28 @@ from pathlib import Path
 from typing import Any
 
 CONFIGS: dict[str, dict[str, Any]] = {
+    "granite": {
+        "architectures": ["GraniteForCausalLM"],
+        "attention_bias": True,
+        "attention_dropout": 0.0,
+        "attention_multiplier": 0.0625,
+        "embedding_multiplier": 12.0,
+        "hidden_act": "silu",
+        "hidden_size": 64,
+        "intermediate_size": 160,
+        "logits_scaling": 8.0,
+        "max_position_embeddings": 4096,
+        "mlp_bias": True,
+        "model_type": "granite",
+        "num_attention_heads": 4,
+        "num_hidden_layers": 3,
+        "num_key_value_heads": 2,
+        "residual_multiplier": 0.22,
+        "rms_norm_eps": 1e-05,
+        "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"},
+        "tie_word_embeddings": True,
+        "vocab_size": 512,
+    },
     "llama": {
         "architectures": ["LlamaForCausalLM"],
         "attention_bias": False,

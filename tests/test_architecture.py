@@ -20,6 +20,7 @@ LAYERS = (
     {"errors"},
     {"files", "formats", "interval", "lengths", "palette", "progress", "releases", "row_log", "units", "visible"},
     {"alloc_conf", "spec_base", "tables"},
+    {"gpu_spec"},
     {"timing_model"},
     {"specs"},
     {"catalog", "detect", "device_use", "hfconfig", "hub", "matrices", "presets", "runtime", "timing_table"},
@@ -114,7 +115,7 @@ REPORTING = {"profiling.callback"}
 AT_THE_TOP = {
     "matplotlib": {"figures.picture"},
     "numpy": {"figures.curves", "grid", "shadow.counts"},
-    "pydantic": {"spec_base", "specs", "options", "cost", "profiles", "workload"},
+    "pydantic": {"spec_base", "gpu_spec", "specs", "options", "cost", "profiles", "workload"},
     "tabulate": {"render"},
     "yaml": {"campaign_yaml"},
 }

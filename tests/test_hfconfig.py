@@ -203,7 +203,10 @@ def test_all_missing_sizes_are_named_at_once() -> None:
 
 
 BROKEN: dict[str, tuple[dict[str, Any], str]] = {
-    "no model_type": ({"model_type": None}, "lacks model_type: expected one of llama, mistral, mixtral, qwen2, qwen3"),
+    "no model_type": (
+        {"model_type": None},
+        "lacks model_type: expected one of granite, llama, mistral, mixtral, qwen2, qwen3",
+    ),
     "heads that do not divide": ({"num_attention_heads": 33}, r"num_attention_heads = 33: expected a divisor of .*64"),
     "key-value heads that do not divide": ({"num_key_value_heads": 3}, r"expected num_key_value_heads \(3\) to divide"),
     "an odd head": ({"head_dim": 15}, "expected an even head_dim"),
@@ -335,7 +338,7 @@ SCALARS = (
     | st.integers()
     | st.floats()
     | st.sampled_from(
-        ["4096", "llama", "mistral", "mixtral", "qwen2", "qwen3", "silu", "full_attention", "default", ""]
+        ["4096", "granite", "llama", "mistral", "mixtral", "qwen2", "qwen3", "silu", "full_attention", "default", ""]
     )
     | st.text(max_size=5)
 )

@@ -155,6 +155,7 @@ SETTINGS: dict[str, tuple[Any, ...]] = {
     "autocast": ("bfloat16", "float16", None),
     "adapter_dtype": ("weights", "float32", "bfloat16"),
     "prepare_model_for_kbit_training": (True, False),
+    "casts_embeddings_to_bf16": (False,),
     "attn_implementation": ("eager",),
     "sdpa_kernel": ("math", "efficient"),
     "repeats_kv": (True, False),

@@ -132,7 +132,8 @@ def test_a_supported_row_is_read_back_under_each_of_its_names(row: tables.Row) -
     for field in ModelSpec.model_fields.keys() & row.keys() - {"attention_bias"}:
         value = getattr(spec, field)
         assert row[field] == ("" if value is None else str(value).lower() if isinstance(value, bool) else str(value))
-    assert row["attention_bias"] == ("q,k,v" if spec.model_type == "qwen2" else "none")
+    attention = "q,k,v" if spec.model_type == "qwen2" else "q,k,v,o" if spec.attention_bias else ""
+    assert row["attention_bias"] == ("+".join(filter(None, (attention, "mlp" * spec.mlp_bias))) or "none")
 
 
 @pytest.mark.parametrize("row", REFUSED, ids=lambda row: row["hf_id"])

@@ -18,6 +18,10 @@ from vramcalc.step import Loop, Sizes
 pytestmark = pytest.mark.trace
 
 CASES: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("granite", "full", {"seq_len": 100, "micro_batch_size": 2}),
+    ("granite", "lora", {"seq_len": 80, "autocast": "bfloat16", "gradient_checkpointing": "reentrant"}),
+    ("granite", "qlora", {"seq_len": 50, "casts_embeddings_to_bf16": True, "autocast": "bfloat16"}),
+    ("llama", "qlora", {"seq_len": 90, "casts_embeddings_to_bf16": True, "autocast": "bfloat16"}),
     ("llama", "full", {"seq_len": 100}),
     ("llama", "lora", {"micro_batch_size": 3, "seq_len": 64, "autocast": "bfloat16", "lora_dropout": 0.1}),
     ("llama", "qlora", {"seq_len": 100, "autocast": "bfloat16", "gradient_checkpointing": "non_reentrant"}),

@@ -110,6 +110,8 @@ def _from_row(row: tables.Row) -> ModelSpec:
     for field in ("num_local_experts", "num_experts_per_tok"):
         if row[field]:
             config[field] = int(row[field])
+    biases = row["attention_bias"].split("+")
+    config |= {"attention_bias": "q,k,v,o" in biases, "mlp_bias": "mlp" in biases}
     config["tie_word_embeddings"] = row["tie_word_embeddings"] == "true"
     config["sliding_window"] = int(row["sliding_window"]) if row["sliding_window"] else None
     return to_spec(config, row["hf_id"])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from vramcalc.job import Job
 from vramcalc.methods.lora import usual_adapter_dtype
 from vramcalc.shadow.dispatch import attention_kernel
-from vramcalc.specs import FullFineTuning, Gpu, LoRA, QLoRA, TrainingSpec
+from vramcalc.specs import FullFineTuning, Gpu, LoRA, QLoRA, Stack, TrainingSpec
 
 if TYPE_CHECKING:
     from vramcalc.estimation import Estimate
@@ -88,8 +88,15 @@ def precision(job: Job) -> str:
     if isinstance(job.method, LoRA):
         parts.append(f"{SHORT_DTYPES[usual_adapter_dtype(job.method, stack)]} adapters")
     if isinstance(job.method, QLoRA):
-        parts.append("rest raised to fp32" if stack.prepare_model_for_kbit_training else "no k-bit preparation")
+        parts.append(_preparation(stack))
     return ", ".join(parts)
+
+
+def _preparation(stack: Stack) -> str:
+    """What has become of weights that are not in four bits."""
+    if stack.casts_embeddings_to_bf16:
+        return "norms raised to fp32, embeddings in bf16"
+    return "rest raised to fp32" if stack.prepare_model_for_kbit_training else "no k-bit preparation"
 
 
 def attention(jobs: Sequence[tuple[Job, str]]) -> str:

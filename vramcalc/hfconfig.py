@@ -17,7 +17,13 @@ from vramcalc.specs import ModelSpec, ModelType
 
 _MAX_FILE_BYTES = 4 << 20
 _REQUIRED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
-_DEFAULT_POSITIONS = {"llama": 2048, "mistral": 131072, "mixtral": 131072, "qwen2": 32768, "qwen3": 32768}
+_DEFAULT_POSITIONS = {
+    **{"granite": 2048, "llama": 2048},
+    **{"mistral": 131072, "mixtral": 131072},
+    **{"qwen2": 32768, "qwen3": 32768},
+}
+_BIASED = {"attention_bias": ("granite", "llama", "qwen3"), "mlp_bias": ("granite", "llama")}
+"""Settings of bias, and the model types that have them."""
 _DEFAULT_KEY_VALUE_HEADS = {"mistral": 8, "mixtral": 8, "qwen2": 32, "qwen3": 32}
 _DEFAULT_HEAD_DIM = {"qwen3": 128}
 _DEFAULT_WINDOW = 4096
@@ -120,8 +126,7 @@ def to_spec(config: dict[str, Any], name: str) -> ModelSpec:
             head_dim=_head_dim(config, model_type, name),
             max_position_embeddings=_or(config.get("max_position_embeddings"), _DEFAULT_POSITIONS[model_type]),
             tie_word_embeddings=_or(config.get("tie_word_embeddings"), False),
-            attention_bias=_or(config.get("attention_bias"), False) if model_type in ("llama", "qwen3") else False,
-            mlp_bias=_or(config.get("mlp_bias"), False) if model_type == "llama" else False,
+            **{key: _or(config.get(key), False) for key, types in _BIASED.items() if model_type in types},
             sliding_window=_sliding_window(config, model_type, name),
             **_experts(config, model_type, name),
         )
@@ -231,7 +236,7 @@ def _sliding_window(config: dict[str, Any], model_type: str, name: str) -> Any:
     if model_type == "mistral":
         return config.get("sliding_window", _DEFAULT_WINDOW)
     window = config.get("sliding_window", _DEFAULT_WINDOW) if config.get("use_sliding_window") else None
-    if model_type == "llama" or kinds is not None or window is None:
+    if model_type in ("granite", "llama") or kinds is not None or window is None:
         return None
     first = config.get("max_window_layers", 28)
     if type(first) is not int:

@@ -37,10 +37,14 @@ class Job:
                 "take lm_head out of target_modules, put it into modules_to_save, or use loss='full'"
             )
         self._checked_release()
+        if self.model.model_type == "granite":
+            self._checked_granite()
         if self.model.num_local_experts is not None:
             self._checked_experts()
         if self.stack.fused_kernels != "none":
             self._checked_fused_kernels()
+        if isinstance(self.method, QLoRA) and self.stack.casts_embeddings_to_bf16:
+            self._checked_casts(self.method)
         if self._unscales_float16():
             raise Unsupported(
                 "autocast='float16' scales the loss, and torch's GradScaler refuses to unscale float16 gradients; "
@@ -72,6 +76,27 @@ class Job:
             raise Unsupported(
                 f"{version} with eager attention and gradient checkpointing has not been checked; use 4.53 or later, "
                 "attn_implementation='sdpa' or gradient_checkpointing='none'"
+            )
+
+    def _checked_granite(self) -> None:
+        """Refuse releases without the family, and losses that would have to divide the logits themselves."""
+        name, stack = self.model.name, self.stack
+        if (minor_release(stack.transformers) or (0, 0)) < (4, 45):
+            raise Unsupported(f"{name}: transformers={stack.transformers!r} has no granite; use 4.45 or later")
+        if stack.loss not in ("full", "fused_cross_entropy"):
+            raise Unsupported(
+                f"{name}: loss={stack.loss!r} makes logits by itself, and granite's are scaled; use loss='full'"
+            )
+
+    def _checked_casts(self, method: QLoRA) -> None:
+        """Refuse what trains by a name that the cast looks for, and a forward pass over two dtypes."""
+        setting = "casts_embeddings_to_bf16=True"
+        if self.stack.autocast != "bfloat16":
+            raise Unsupported(f"{setting} goes with autocast='bfloat16': the head is given float32")
+        if any(is_target(method, n) or is_saved(method, n) for n in ("lm_head", "model.embed_tokens")):
+            raise Unsupported(
+                f"{setting} with an adapter on the embedding or the head, or a copy of either, has not been checked; "
+                "leave it out of target_modules and modules_to_save"
             )
 
     def _checked_experts(self) -> None:
@@ -113,8 +138,10 @@ class Job:
     def _checked_fused_kernels(self) -> None:
         """Refuse what the plugin does not run, and what has not been compared with it."""
         stack, method, setting = self.stack, self.method, f"fused_kernels={self.stack.fused_kernels!r}"
-        if self.model.model_type not in ("llama", "mistral", "mixtral"):
-            raise Unsupported(f"{setting} patches llama, mistral and mixtral here, not {self.model.model_type}")
+        if self.model.model_type not in ("granite", "llama", "mistral", "mixtral"):
+            raise Unsupported(
+                f"{setting} patches granite, llama, mistral and mixtral here, not {self.model.model_type}"
+            )
         if stack.loss == "chunked":
             raise Unsupported(f"{setting} goes with loss='fused_cross_entropy', 'fused_linear' or 'full'")
         if (stack.autocast or stack.dtype) != stack.dtype or stack.dtype == "float32":

@@ -147,7 +147,8 @@ def _of_adapters(row: Row) -> dict[str, Any]:
             "bnb_4bit_quant_type": row["quant"],
             "bnb_4bit_use_double_quant": row["double_quant"] == "1",
             "bnb_4bit_compute_dtype": _DTYPES[row["weights_dtype"]],
-            "prepare_model_for_kbit_training": row["kbit_prepare"] == "1",
+            "prepare_model_for_kbit_training": row["kbit_prepare"] in ("1", "norms"),
+            "casts_embeddings_to_bf16": row["kbit_prepare"] == "norms",
         }
     return settings
 
@@ -189,7 +190,6 @@ def _refuse(row: Row) -> None:
         ),
         (row["optimizer"] in _OPTIMIZERS, f"optimizer {row['optimizer']}"),
         (row["gpu"] in _GPUS or not row["gpu"], f"GPU {row['gpu']}"),
-        (row["kbit_prepare"] != "norms", "k-bit preparation of norms alone"),
         (row["weights_dtype"] in _DTYPES, "weights dtype unknown"),
         (bool(row["micro_batch"]) and bool(row["seq_len"]), "batch or length unknown"),
         (_known_length(row), "benchmark of unknown lengths"),

@@ -44,6 +44,7 @@ _HELP = {
     "autocast": "Mixed precision of the forward pass.",
     "adapter_dtype": "Dtype of adapters.",
     "prepare_model_for_kbit_training": "Raise what QLoRA leaves in 16 bits to float32.",
+    "casts_embeddings_to_bf16": "Then cast QLoRA's embedding and head to bfloat16, as TRL did.",
     "attn_implementation": "Attention of the model.",
     "sdpa_kernel": "Kernel behind SDPA.",
     "repeats_kv": "Key and value heads are copied before SDPA.",

@@ -50,12 +50,13 @@ class Release:
 
 
 _MISTRAL, _MIXTRAL, _QWEN = frozenset({"mistral"}), frozenset({"mixtral"}), frozenset({"qwen2"})
-_EVERY = frozenset({"llama"}) | _MISTRAL | _MIXTRAL | _QWEN
+_GRANITE = frozenset({"granite"})
+_EVERY = frozenset({"llama"}) | _GRANITE | _MISTRAL | _MIXTRAL | _QWEN
 
 _UNTIL_4_47 = Release(
     since=(4, 46),
     checked=(4, 47),
-    raises_logits=_MISTRAL,
+    raises_logits=_GRANITE | _MISTRAL,
     shifts_logits=True,
     repeats_heads=True,
     layer_rotary=_MISTRAL | _MIXTRAL,

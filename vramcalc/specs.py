@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ModelWrapValidatorH
 
 from vramcalc.alloc_conf import AllocatorSettings, read
 from vramcalc.errors import InvalidValue
+from vramcalc.gpu_spec import Gpu as Gpu
 from vramcalc.releases import Release, minor_release, release_of
 from vramcalc.spec_base import PositiveCount, Spec, alias, checked, known_transformers, whole
 
@@ -26,7 +27,7 @@ SdpaKernel = Literal["auto", "flash", "efficient", "math"]
 KeepsOutputs = Literal["no", "step", "next_forward"]
 LossKind = Literal["full", "chunked", "fused_linear", "fused_cross_entropy"]
 FusedKernels = Literal["none", "fms_acceleration"]
-ModelType = Literal["llama", "mistral", "mixtral", "qwen2", "qwen3"]
+ModelType = Literal["granite", "llama", "mistral", "mixtral", "qwen2", "qwen3"]
 OptimizerName = Literal[
     "adamw_torch_fused",
     "adamw_torch",
@@ -70,7 +71,7 @@ class ModelSpec(Spec):
     max_position_embeddings: Annotated[int, Field(ge=1, le=1 << 30)]
     tie_word_embeddings: bool = False
     attention_bias: bool = False
-    """Bias on q, k, v and o (llama, qwen3); Qwen2's bias on q, k and v alone is part of its family."""
+    """Bias on q, k, v and o (granite, llama, qwen3); Qwen2's bias on q, k and v alone is part of its family."""
     mlp_bias: bool = False
     sliding_window: Annotated[int, Field(ge=1)] | None = None
     """Window of every layer, None for full attention."""
@@ -236,6 +237,9 @@ class Stack(Spec):
     name: the trainer casts everything that trains, as TRL does for QLoRA."""
     prepare_model_for_kbit_training: bool = True
     """PEFT's preparation of a quantised model: everything left in 16 bits becomes float32."""
+    casts_embeddings_to_bf16: bool = False
+    """TRL's ``peft_module_casting_to_bf16`` after that preparation, once adapters are there: embedding and head become
+    bfloat16 again, and norms stay float32. SFTTrainer called it with ``bf16=True`` over four-bit layers."""
     attn_implementation: AttnImplementation = "sdpa"
     sdpa_kernel: SdpaKernel = "auto"
     """Kernel behind ``scaled_dot_product_attention``; ``auto`` chooses as torch does on the GPU at hand."""
@@ -276,6 +280,15 @@ class Stack(Spec):
             )  # fmt: skip
         return self
 
+    @model_validator(mode="after")
+    def _cast_after_preparation(self) -> Self:
+        if self.casts_embeddings_to_bf16 and not self.prepare_model_for_kbit_training:
+            raise InvalidValue(
+                "casts_embeddings_to_bf16", True, "prepare_model_for_kbit_training=True beside it",
+                "leave casts_embeddings_to_bf16 out, or prepare the model",
+            )  # fmt: skip
+        return self
+
     @property
     def release(self) -> Release:
         """What depends on the release of transformers."""
@@ -288,33 +301,3 @@ class Stack(Spec):
         """Settings of torch's caching allocator."""
         settings = read(self.alloc_conf).settings if self.alloc_conf else AllocatorSettings()
         return replace(settings, expandable_segments=True) if self.expandable_segments else settings
-
-
-class Gpu(Spec):
-    """One device: its memory, and what its generation changes."""
-
-    gpu_id: str
-    name: str
-    architecture: str | None
-    """``Ampere``, ``Hopper``...; decides the size of the CUDA context."""
-    compute_capability: Annotated[str, Field(pattern=r"^\d{1,2}\.\d$")]
-    """``"8.0"``."""
-    total_bytes: Annotated[int, Field(ge=1)]
-    """Capacity, as ``torch.cuda.mem_get_info`` reports it. [B]"""
-    total_basis: str
-    """Where the capacity comes from."""
-    free_bytes: Annotated[int, Field(ge=0)] | None = None
-    """Bytes free now, for a detected device. [B]"""
-    uuid: str | None = None
-    """Of a detected device."""
-
-    @property
-    def capability(self) -> tuple[int, int]:
-        """Compute capability as a pair."""
-        major, _, minor = self.compute_capability.partition(".")
-        return int(major), int(minor or 0)
-
-    @property
-    def usable_bytes(self) -> int:
-        """What a job can have: what is free when that is known, else the capacity. [B]"""
-        return self.total_bytes if self.free_bytes is None else self.free_bytes

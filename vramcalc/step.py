@@ -170,7 +170,7 @@ class Loop:
         metrics: list[Tensor] = []
         self.tape.mark(f"{tag}.head")
         if stack.loss in ("full", "fused_cross_entropy"):
-            logits = self.net.lm_head(hidden)
+            logits = self.net.logits(hidden)
             release = stack.release
             if self.job.model.model_type in release.raises_logits:
                 logits = ops.to(e, logits, "float32")

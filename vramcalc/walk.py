@@ -38,7 +38,9 @@ def depths(job: Job) -> list[int]:
     """Numbers of layers to walk, in the order they are tried."""
     n_layers = job.model.num_hidden_layers
     alike = not isinstance(job.method, LoRA) or layers_alike(job.method, n_layers, job.model.num_local_experts or 0)
-    return [n for n in WALKED_LAYERS if alike and n < n_layers] + [n_layers]
+    # The first layer is given another dtype than the rest, so the one that stands for most must not follow it.
+    more = int(job.stack.casts_embeddings_to_bf16)
+    return [n + more for n in WALKED_LAYERS if alike and n + more < n_layers] + [n_layers]
 
 
 def walk(job: Job, sizes: Sizes, lengths: Sequence[int] | None = None) -> tuple[Program, Loop]:
@@ -221,7 +223,7 @@ class Walks:
             load, sizes = s.load, s.sizes
             if reads:
                 births = [self.written_out.program.births[b] for b in self.written_out.expansion.births]
-                load, sizes = read_quantised(s.load, births, s.sizes, stack.release, stack.dtype)
+                load, sizes = read_quantised(s.load, births, s.sizes, stack)
             with without_cycle_collector():
                 self._replays[settings, reads] = replay_steps(
                     load, s.steps, s.order, sizes, settings, empty_before=s.empty_before

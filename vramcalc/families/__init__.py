@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from vramcalc.families import llama, mistral, mixtral, qwen2, qwen3
+from vramcalc.families import granite, llama, mistral, mixtral, qwen2, qwen3
 
 FAMILIES: dict[str, type[llama.CausalLM]] = {
+    "granite": granite.CausalLM,
     "llama": llama.CausalLM,
     "mistral": mistral.CausalLM,
     "mixtral": mixtral.CausalLM,

@@ -160,21 +160,23 @@ class DecoderLayer(Module):
         """What stands after attention, inside the layer called ``name``."""
         return MLP(make, f"{name}.mlp", spec)
 
+    def join(self, residual: Tensor, branch: Tensor) -> Tensor:
+        """What a branch of the layer is added to, and how."""
+        return ops.add(self.engine, residual, branch)
+
     def run(self, hidden_states: Tensor, shared: Shared) -> Tensor:
         """``forward``."""
-        e = self.engine
-        tape = e.tape
-        outer, tape.module = tape.module, self.name
-        residual = hidden_states
+        tape, outer = self.engine.tape, self.engine.tape.module
+        tape.module, residual = self.name, hidden_states
         hidden_states = self.input_layernorm(hidden_states)
         tape.module = self.self_attn.name
         hidden_states, weights = self.self_attn.attend(hidden_states, shared)
         tape.module = self.name
-        hidden_states = ops.add(e, residual, hidden_states)
+        hidden_states = self.join(residual, hidden_states)
         residual = hidden_states
         hidden_states = self.post_attention_layernorm(hidden_states)
         hidden_states = self.mlp(hidden_states)
-        hidden_states = ops.add(e, residual, hidden_states)
+        hidden_states = self.join(residual, hidden_states)
         tape.module = outer
         del weights
         return hidden_states
@@ -216,15 +218,23 @@ class CausalLM(Module):
             else make.head("lm_head", spec.hidden_size, spec.vocab_size)
         )
 
+    def embedded(self, inputs_embeds: Tensor) -> Tensor:
+        """What the first layer is given."""
+        return inputs_embeds
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """The last hidden state to the logits."""
+        return self.lm_head(hidden)
+
     def hidden_states(self, ids: Tensor, cache: Cache | None) -> Tensor:
         """``LlamaModel.forward``: token ids to the normalised last hidden state."""
-        e, context, spec = self.engine, self.context, self.spec
-        tape = e.tape
+        e, tape, context, spec = self.engine, self.engine.tape, self.context, self.spec
         batch, seq = ids.shape
         inputs_embeds = self.embed_tokens(ids)
         if context.require_input_grads:
             _require_grad(inputs_embeds)
         tape.module = "model"
+        inputs_embeds = self.embedded(inputs_embeds)
         position_ids = _position_ids(e, seq)
         mask = causal_mask(
             e,
@@ -270,8 +280,8 @@ def _position_ids(e: Engine, seq: Size) -> Tensor:
 
 def _rotary_embedding(e: Engine, seq: Size, head_dim: int, dtype: str, *, scales: bool = True) -> tuple[Tensor, Tensor]:
     """``LlamaRotaryEmbedding.forward``, under no_grad and in float32; older classes scale nothing."""
-    tape = e.tape
-    outer, tape.module = tape.module, "model.rotary_emb"
+    tape, outer = e.tape, e.tape.module
+    tape.module = "model.rotary_emb"
     positions = e.new((1, seq, 1), "float32", "to")
     freqs = e.new((1, seq, head_dim // 2), "float32", "freqs")
     del positions

@@ -52,9 +52,9 @@ def hf_config(model: ModelSpec, *, layers: int | None = None) -> Any:
             "tie_word_embeddings",
         )
     }
-    if model.model_type in ("llama", "qwen3"):
+    if model.model_type in ("granite", "llama", "qwen3"):
         fields["attention_bias"] = model.attention_bias
-    if model.model_type == "llama":
+    if model.model_type in ("granite", "llama"):
         fields["mlp_bias"] = model.mlp_bias
     if model.model_type == "mixtral":
         fields |= {"num_local_experts": model.num_local_experts, "num_experts_per_tok": model.num_experts_per_tok}
@@ -140,6 +140,8 @@ def attach(
             model = adapt(model)
         elif isinstance(method, LoRA):
             model = _get_peft_model(model, method, stack)
+        if isinstance(method, QLoRA) and stack.casts_embeddings_to_bf16:
+            _cast_embeddings_to_bf16(model)
     if checkpointing != "none":
         model.gradient_checkpointing_enable(  # type: ignore[operator]
             gradient_checkpointing_kwargs={"use_reentrant": checkpointing == "reentrant"}
@@ -148,6 +150,17 @@ def attach(
             model.enable_input_require_grads()  # type: ignore[operator]
     model.train()
     return model
+
+
+def _cast_embeddings_to_bf16(model: nn.Module) -> None:
+    """TRL's ``peft_module_casting_to_bf16`` of embedding and head, ties kept; norms are in float32 already."""
+    cast: dict[int, nn.Parameter] = {}
+    for name, module in model.named_modules():
+        weight = module._parameters.get("weight")
+        if weight is not None and ("lm_head" in name or "embed_tokens" in name):
+            if id(weight) not in cast:
+                cast[id(weight)] = nn.Parameter(weight.data.to(torch.bfloat16), requires_grad=False)
+            module._parameters["weight"] = cast[id(weight)]
 
 
 def _get_peft_model(model: nn.Module, method: LoRA, stack: Stack) -> nn.Module:

@@ -142,17 +142,25 @@ def stack_of(model: nn.Module, args: Any, batches: Batches) -> Stack:
     attention = base_of(model).config._attn_implementation
     if attention not in ("sdpa", "eager"):
         raise Unsupported(f"attention {attention!r}; sdpa and eager are modelled")
+    cast = layer is not None and _cast_again(model, embedding)
     return Stack(
         name="transformers-trainer",
         dtype=_name(dtype),
         autocast="bfloat16" if args.bf16 else "float16" if args.fp16 else None,
         adapter_dtype=_adapter_dtype(model, dtype),
-        prepare_model_for_kbit_training=layer is None or embedding == torch.float32 != dtype,
+        prepare_model_for_kbit_training=layer is None or cast or embedding == torch.float32 != dtype,
+        casts_embeddings_to_bf16=cast,
         attn_implementation=attention,
         loss="chunked" if batches.fused_head else "full",
         alloc_conf=next((os.environ[name] for name in ENVIRONMENT if os.environ.get(name)), None),
         empty_cache_steps=getattr(args, "torch_empty_cache_steps", None),
     )
+
+
+def _cast_again(model: nn.Module, embedding: torch.dtype) -> bool:
+    """Whether preparation left its mark on norms alone: TRL cast the embedding and the head to bfloat16 after it."""
+    norms = {p.dtype for n, p in model.named_parameters() if "norm" in n and not p.requires_grad}
+    return embedding == torch.bfloat16 and norms == {torch.float32}
 
 
 def _quantised_layer(model: nn.Module) -> Any:

@@ -14,7 +14,7 @@ import torch
 Replacement = tuple[Any, str, Any]
 
 _FLASH = "flash_attention_2"
-_MODELING = ("llama", "mistral", "mixtral", "qwen2", "qwen3")
+_MODELING = ("granite", "llama", "mistral", "mixtral", "qwen2", "qwen3")
 
 
 def _module(name: str) -> Any | None:
