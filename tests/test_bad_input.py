@@ -417,7 +417,7 @@ CONFLICTS: dict[str, tuple[str, dict[str, Any], str, str]] = {
         "lora",
         {**FUSED, "model": "qwen2.5-7b"},
         "fused_kernels='fms_acceleration'",
-        "llama and mistral",
+        "llama, mistral",
     ),
     "fused kernels in 32 bits": ("lora", {**FUSED, "dtype": "float32"}, "fused_kernels=", "let dtype be 16 bits wide"),
     "fused kernels with a chunked loss": (
