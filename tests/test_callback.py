@@ -182,6 +182,7 @@ def test_where_memory_is_counted_predicted_stands_beside_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with CountedDevice() as device:
+        device.start()  # a Trainer has put the model on it
         monkeypatch.setattr(callbacks, "device_named", lambda _: device)
         monkeypatch.setattr("vramcalc.measuring.place", lambda _: Place("cpu"))
         made, shown = trained(lora_model(), tmp_path, steps=4)
