@@ -1,4 +1,4 @@
-"""Rewrite tables/timing.json, tables/planning and the generated parts of README.md.
+"""Rewrite tables/timing.json, tables/calibration.json, tables/planning and the generated parts of README.md.
 
 With ``--check`` only say what is stale; ``--planning`` limits it to the documents of tables/planning.
 
@@ -25,15 +25,16 @@ PART = re.compile(r"(<!-- generated: (?P<command>.*?) -->\n).*?(<!-- end -->)", 
 
 
 def main() -> int:
-    """Generate, then write or compare; the documents rest on the times, and README.md shows both."""
+    """Generate, then write or compare; the documents rest on the times and intervals, and README.md shows both."""
     check = ["--check"] if "--check" in sys.argv else []
     if "--planning" in sys.argv:
         return _settled(_documents())
-    fitted = subprocess.run(  # noqa: S603 - a module of our own
-        [sys.executable, "-m", "vramcalc.timing_generate", *check], cwd=ROOT, check=False
-    )
-    if fitted.returncode:
-        return fitted.returncode
+    for module in ("vramcalc.timing_generate", "vramcalc.calibration_generate"):
+        fitted = subprocess.run(  # noqa: S603 - modules of our own
+            [sys.executable, "-m", module, *check], cwd=ROOT, check=False
+        )
+        if fitted.returncode:
+            return fitted.returncode
     readme = PART.sub(lambda m: f"{m[1]}{_made(m['command'])}{m[3]}", README.read_text())
     return _settled({README: readme}) or _settled(_documents())
 

@@ -191,7 +191,18 @@ GPU = {
     "free_bytes",
     "uuid",
 }
-VERDICT = {"status", "gpu", "gpu_uuid", "usable_bytes", "needed_bytes", "headroom_bytes", "reason"}
+VERDICT = {
+    "status",
+    "gpu",
+    "gpu_uuid",
+    "usable_bytes",
+    "needed_bytes",
+    "needed_low_bytes",
+    "needed_high_bytes",
+    "probability",
+    "headroom_bytes",
+    "reason",
+}
 SUMMARY = {
     "model",
     "method",
@@ -221,6 +232,10 @@ JSON: dict[str, set[str]] = {
         "context_bytes",
         "context_basis",
         "process_bytes",
+        *(f"{n}_{end}_bytes" for n in ("allocated", "block", "reserved", "process") for end in ("low", "high")),
+        "level",
+        "unchecked",
+        "calibration",
         "paged_bytes",
         "peak",
         "runner_up",
@@ -332,7 +347,7 @@ def numbers(value: Any, name: str = "") -> list[tuple[str, Any]]:
 @pytest.mark.parametrize("command", ["estimate", "fit", "max", "models", "gpus"])
 def test_bytes_and_counts_in_json_are_whole_numbers(answers: dict[str, Any], command: str) -> None:
     found = numbers(answers[command])
-    reals = {"lora_alpha", "lora_dropout", "max_grad_norm"}
+    reals = {"lora_alpha", "lora_dropout", "max_grad_norm", "level", "probability"}
     assert {name for name, n in found if not isinstance(n, int)} <= reals
     assert found
 
@@ -537,7 +552,7 @@ def test_colours_are_for_terminals() -> None:
 @pytest.mark.parametrize(("status", "colour"), [("fits", 32), ("tight", 33), ("does not fit", 31)])
 def test_each_verdict_has_its_colour(status: str, colour: int) -> None:
     coloured = f"\x1b[{colour}m\x1b[1m{status}\x1b[0m"
-    for text in (f"  lora  t4  2.00 GiB  {status}", f"t4: {status}. 2.00 GiB needed: 1.00 GiB to spare."):
+    for text in (f"  lora  t4  2.00 GiB  {status}", f"t4: {status}, 62 %. 2.00 GiB needed: 1.00 GiB to spare."):
         assert painted(text) == text.replace(status, coloured)
     assert painted(f"seq_len 4 {status} here, {status}") == f"seq_len 4 {status} here, {status}"
 

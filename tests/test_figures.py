@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import io
 import math
@@ -58,7 +59,7 @@ def measured() -> Accuracy:
     found = accuracy(directory() / "measurements.csv")
     rows = [p for p in found.predictions if p.error is not None][:40]
     rows += [p for p in found.predictions if p.error is None][:1]
-    return Accuracy(found.groups, found.apart, found.unsupported, rows)
+    return dataclasses.replace(found, predictions=rows)
 
 
 CHOICES = [("slow", 10, 5), ("fast", 1, 20, 0.5, 2, 15, 30), ("beaten", 12, 25)]
@@ -222,7 +223,8 @@ def test_a_line_per_batch_holds_the_peaks_in_order_of_length() -> None:
 
 def test_the_interval_is_drawn_where_there_is_one() -> None:
     grid = grid_of()
-    assert not grid.plot().axes[0].collections
+    assert not figures.grid(grid).axes[0].collections
+    assert len(grid.plot().axes[0].collections) == 3
     low, high = grid.allocated_bytes * 0.9, grid.allocated_bytes * 1.2
     bands = figures.grid(grid, low_bytes=low, high_bytes=high).axes[0].collections
     assert len(bands) == 3
@@ -273,12 +275,12 @@ def test_every_predicted_row_is_a_point_on_both_sides() -> None:
 def test_rows_of_which_only_the_cap_is_known_are_hollow() -> None:
     found = measured()
     capped = [type(p)({**p.row, "seq_kind": "max_not_reached"}, p.predicted_bytes, "") for p in found.predictions[:40]]
-    shapes = Accuracy([], [], found.unsupported, capped).plot().axes[0].collections
+    shapes = dataclasses.replace(found, groups=[], apart=[], predictions=capped).plot().axes[0].collections
     assert all(
         len(c.get_facecolor()) == 0 or c.get_facecolor()[0][3] == 0 for c in shapes if c.get_label()[-4:] == " max"
     )
     with pytest.raises(InvalidValue, match="at least one predicted row"):
-        Accuracy([], [], found.unsupported, []).plot()
+        dataclasses.replace(found, groups=[], apart=[], predictions=[]).plot()
 
 
 # -- cost against time -------------------------------------------------------------------------------------------------

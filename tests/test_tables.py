@@ -17,7 +17,7 @@ import pytest
 import vramcalc
 from vramcalc import catalog, tables
 from vramcalc.errors import DataError, InvalidValue, UnknownName, Unsupported
-from vramcalc.runtime import cuda_context
+from vramcalc.runtime import documented
 from vramcalc.shadow.tape import ITEMSIZE
 from vramcalc.specs import ModelSpec, ModelType, OptimizerName, TrainingSpec
 from vramcalc.units import GIB, MIB
@@ -197,7 +197,7 @@ def test_where_torch_is_unknown_no_gpu_of_the_table_has_less_than_is_assumed() -
 
 @pytest.mark.parametrize("row", tables.read("runtime"), ids=lambda row: row["architecture"])
 def test_a_context_is_read_back_with_its_basis(row: tables.Row) -> None:
-    context = cuda_context(row["architecture"])
+    context = documented(row["architecture"])
     assert (context.n_bytes, context.basis) == (int(row["context_mib"]) * MIB, row["basis"])
     assert row["basis"] in ("calibrated", "assumed")
     assert 100 * MIB < context.n_bytes < 2 * GIB

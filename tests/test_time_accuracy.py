@@ -13,13 +13,14 @@ import pytest
 from command import run
 
 from vramcalc import tables
+from vramcalc.conformal import quantile
 from vramcalc.errors import DataError
 from vramcalc.render_time_accuracy import time_accuracy_text
 from vramcalc.throughput import read_throughput
 from vramcalc.time_accuracy import TimeAccuracy, TimeGroup, time_accuracy
 from vramcalc.timing_fit import Sample, fit, samples
 from vramcalc.timing_generate import made
-from vramcalc.timing_intervals import covered, held_out, quantile, widening
+from vramcalc.timing_intervals import covered, held_out, widening
 from vramcalc.timing_model import CORNER, KINDS, NOISE
 from vramcalc.timing_table import agree, timing_table
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from vramcalc import __version__
-from vramcalc.commands import jobs, known, measuring, money
+from vramcalc.commands import calibrating, jobs, known, measuring, money
 from vramcalc.errors import DoesNotFit, VramcalcError
 from vramcalc.terminal import print_text
 
@@ -36,6 +36,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "trace": jobs.trace,
     "profile": measuring.profile,
     "campaign": measuring.campaign,
+    "calibrate": calibrating.calibrate,
     "gpus": known.gpus,
     "models": known.models,
     "accuracy": known.accuracy,

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from vramcalc.calibration_files import current
+from vramcalc.interval import Interval
 from vramcalc.job import Job
+from vramcalc.likeness import kernel
 from vramcalc.methods.lora import usual_adapter_dtype
-from vramcalc.shadow.dispatch import attention_kernel
 from vramcalc.specs import FullFineTuning, Gpu, LoRA, QLoRA, Stack, TrainingSpec
+from vramcalc.units import GIB
 
 if TYPE_CHECKING:
     from vramcalc.estimation import Estimate
@@ -39,21 +42,6 @@ def method_line(job: Job) -> str:
         quant = method.bnb_4bit_quant_type.upper()
         name = f"QLoRA {quant}{' double-quantised' if method.bnb_4bit_use_double_quant else ''}"
     return f"{name} r={method.rank} on {targets}{extra}{saved}"
-
-
-def kernel(job: Job) -> str:
-    """The attention kernel that runs: ``eager``, ``flash-attn 2``, or the one behind SDPA."""
-    dtype = job.stack.autocast or ("float32" if _raised(job) else job.stack.dtype)
-    windowed = job.model.sliding_window is not None and job.training.seq_len >= job.model.sliding_window
-    masked = job.training.padded or windowed
-    found, _ = attention_kernel(
-        job.model, job.stack, dtype=dtype, masked=masked, compute_capability=job.compute_capability
-    )
-    return "flash-attn 2" if job.stack.attn_implementation == "flash_attention_2" else found
-
-
-def _raised(job: Job) -> bool:
-    return isinstance(job.method, QLoRA) and job.stack.prepare_model_for_kbit_training
 
 
 def recipe_lines(job: Job) -> list[str]:
@@ -182,3 +170,29 @@ def process_groups(estimate: Estimate) -> dict[str, int]:
 def room(gpu: Gpu) -> str:
     """What a GPU's usable bytes are: those free on a detected one, those of its kind otherwise."""
     return "usable" if gpu.free_bytes is None else "free now"
+
+
+# -- intervals ---------------------------------------------------------------------------------------------------------
+
+
+def ends(interval: Interval) -> tuple[float, float]:
+    """Both bounds."""
+    return interval.low, interval.high
+
+
+def span(low: float, high: float) -> str:
+    """Bounds in GiB, such as ``13.2 to 15.0``."""
+    return f"{low / GIB:.2f} to {high / GIB:.2f}"
+
+
+def interval_notes(e: Estimate) -> list[str]:
+    """What widens the intervals of an estimate, and whose they are."""
+    unchecked = e.unchecked
+    notes = [f"intervals are wider, as no measured run has: {', '.join(unchecked)}"] if unchecked else []
+    return [*notes, *calibration_notes()]
+
+
+def calibration_notes() -> list[str]:
+    """Which calibration is in force where it is not the shipped one, or why that is."""
+    note = current().note
+    return [note] if note else []

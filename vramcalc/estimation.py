@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from vramcalc import catalog
+from vramcalc.calibration import Calibration, interval_around, share_within
+from vramcalc.calibration_files import current
+from vramcalc.conformal import LEVEL
 from vramcalc.errors import InvalidValue, UnknownName
+from vramcalc.interval import Interval
 from vramcalc.job import Job
 from vramcalc.ledger import Instant, Row, by_group
+from vramcalc.likeness import Likeness, likeness
 from vramcalc.presets import preset, stack_of
-from vramcalc.runtime import Context, cuda_context
+from vramcalc.runtime import Context
 from vramcalc.shadow.replay import Replay
 from vramcalc.specs import FullFineTuning, Gpu, LoRA, Method, ModelSpec, QLoRA, Stack, TrainingSpec
 from vramcalc.timeline import Timeline
@@ -24,6 +30,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_NUMBERS = {
+    **{name: f"{name}_bytes" for name in ("allocated", "reserved", "process")},
+    "blocks": "block_bytes",
+}
+"""Numbers that have intervals, and the attributes that hold them."""
 _NAMED = {"method": "lora", "stack": "transformers-trainer"}
 DEFAULT_CAPABILITY = (8, 0)
 """Compute capability assumed when no GPU is named."""
@@ -101,12 +112,60 @@ class Estimate:
     @cached_property
     def context(self) -> Context:
         """CUDA context of the process."""
-        return cuda_context(self.gpu.architecture if self.gpu else None)
+        return current().context(self._architecture)
 
     @property
     def process_bytes(self) -> int:
         """What nvidia-smi shows for the process: reserved and the CUDA context. [B]"""
         return self.reserved_bytes + self.context.n_bytes
+
+    # -- how far off -------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def likeness(self) -> Likeness:
+        """What decides which measured runs the job is like."""
+        return likeness(self.job, self._architecture)
+
+    @property
+    def unchecked(self) -> tuple[str, ...]:
+        """Settings and sizes beyond those of every run whose memory was measured; they widen the intervals."""
+        return tuple(current().unchecked("reserved", self.likeness))
+
+    def interval(
+        self,
+        quantity: str = "process",
+        level: float = LEVEL,
+        *,
+        value_bytes: int | None = None,
+        calibration: Calibration | None = None,
+    ) -> Interval:
+        """A number between the bounds that hold a share of what is measured. [B]
+
+        Args:
+            quantity: ``allocated``, ``blocks``, ``reserved``, ``process``; ``snapshot`` of what is allocated at one
+                moment.
+            level: the share, above 0 and below 1.
+            value_bytes: another prediction of the same quantity, such as a snapshot's.
+            calibration: by default the one in force.
+
+        Raises:
+            InvalidValue: no such quantity, or a level out of range.
+        """
+        if quantity not in _NUMBERS and (quantity != "snapshot" or value_bytes is None):
+            raise InvalidValue("quantity", quantity, f"one of {', '.join(_NUMBERS)}")
+        if not isinstance(level, (int, float)) or not 0 < level < 1:
+            raise InvalidValue("level", level, "a share above 0 and below 1, such as 0.9")
+        value = getattr(self, _NUMBERS[quantity]) if value_bytes is None else value_bytes
+        return interval_around(value, quantity, self.likeness, calibration or current(), self._architecture, level)
+
+    @property
+    def _architecture(self) -> str | None:
+        return self.gpu.architecture if self.gpu else None
+
+    def probability(self, capacity_bytes: float) -> float:
+        """That the process needs no more than a capacity, as its memory is spread about what is predicted."""
+        spread = current().outlook("reserved", self.likeness)
+        return share_within(spread, self.context, self.reserved_bytes, capacity_bytes)
 
     # -- showing -----------------------------------------------------------------------------------------------------
 
@@ -129,6 +188,9 @@ class Estimate:
             "context_bytes": self.context.n_bytes,
             "context_basis": self.context.basis,
             "process_bytes": self.process_bytes,
+            **self._bounds(),
+            "unchecked": list(self.unchecked),
+            "calibration": current().note or "shipped",
             "paged_bytes": self.paged_bytes,
             "peak": vars(self.peak),
             "runner_up": vars(self.runner_up),
@@ -137,6 +199,14 @@ class Estimate:
             "rows": [vars(r) for r in self.rows],
             "warnings": list(self.warnings),
         }
+
+    def _bounds(self) -> dict[str, Any]:
+        """Ends of the intervals, and their level."""
+        found: dict[str, Any] = {"level": LEVEL}
+        for quantity, name in _NUMBERS.items():
+            low, _, high = self.interval(quantity)
+            found |= {name.replace("_", "_low_"): int(low), name.replace("_", "_high_"): math.ceil(high)}
+        return found
 
     def to_json(self, *, indent: int | None = 2) -> str:
         """``to_dict`` as JSON."""

@@ -6,16 +6,22 @@ needs are found by their guards. Each result equals that of :func:`vramcalc.esti
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from vramcalc import catalog
+from vramcalc.calibration import interval_around
+from vramcalc.calibration_files import current
+from vramcalc.conformal import LEVEL
 from vramcalc.errors import InvalidValue
 from vramcalc.estimation import make_job
 from vramcalc.job import Job
 from vramcalc.ledger import stages
+from vramcalc.likeness import likeness
 from vramcalc.shadow.counts import Counts, count
 from vramcalc.shadow.dims import Symbols
 from vramcalc.specs import Gpu, LoRA, Method, ModelSpec, Stack, TrainingSpec
@@ -61,10 +67,28 @@ class Grid:
         return tuple(name for name in sorted(values, key=lambda n: -values[n]) if values[name] > 1)
 
     def plot(self, gpu: str | Gpu | None = None, along: str | None = None, ax: Axes | None = None) -> Figure:
-        """Peaks along one axis, with the line of a GPU; see :func:`vramcalc.figures.grid`."""
+        """Peaks along one axis with their intervals, and the line of a GPU; see :func:`vramcalc.figures.grid`."""
         from vramcalc import figures
 
-        return figures.grid(self, gpu=gpu, along=along, ax=ax)
+        low, high = self.bounds(gpu)
+        return figures.grid(self, gpu=gpu, along=along, low_bytes=low, high_bytes=high, ax=ax)
+
+    def bounds(self, gpu: str | Gpu | None = None, level: float = LEVEL) -> tuple[Ints, Ints]:
+        """Ends of the interval of every peak, arrays of the grid's shape. [B]
+
+        Args:
+            gpu: whose generation counts, None for any.
+            level: share of what is measured that the intervals hold.
+        """
+        architecture = None if gpu is None else catalog.gpu(gpu).architecture
+        like = likeness(self.job, architecture)
+        low, high = np.empty_like(self.allocated_bytes), np.empty_like(self.allocated_bytes)
+        for n, peak in np.ndenumerate(self.allocated_bytes):
+            seq, tokens = int(self.seq_len[n]), int(self.seq_len[n] * self.micro_batch_size[n])
+            here = replace(like, sizes={**like.sizes, "seq_len": seq, "tokens": tokens})
+            ends = interval_around(int(peak), "allocated", here, current(), architecture, level)
+            low[n], high[n] = int(ends.low), math.ceil(ends.high)
+        return low, high
 
     def _repr_html_(self) -> str:
         from vramcalc.render_html import grid_html

@@ -24,7 +24,7 @@ class Largest:
     Attributes:
         setting: its name.
         value: the largest that fits, be it tightly.
-        comfortable: the largest that fits with a margin, None when none does.
+        comfortable: the largest that fits with a probability of 95 %, None when none does.
         verdict: at ``value``.
         limited_by: ``memory``, ``limit`` or ``max_position_embeddings``.
     """

@@ -10,14 +10,20 @@ References:
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from vramcalc.calibration_files import current
 from vramcalc.errors import DataError, VramcalcError
-from vramcalc.estimation import estimate
+from vramcalc.estimation import Estimate, estimate
+from vramcalc.interval import Interval
+from vramcalc.job import Job
+from vramcalc.likeness import recipe_id
 from vramcalc.measured_jobs import Reason, Row, measured, settings_of
+from vramcalc.specs import Gpu
 
 COLUMNS = (
     "case_id", "model", "n_layers_override", "method", "rank", "targets", "modules_to_save", "lora_dropout",
@@ -37,11 +43,19 @@ class Prediction:
         row: as read.
         predicted_bytes: None where the row is not supported. [B]
         reason: why it is not, empty where it is.
+        job: that the row is of, None where it is not supported.
+        gpu: that it ran on, None where that is not known.
+        low_bytes: lower end of the interval, made without runs of the same recipe. [B]
+        high_bytes: its upper end. [B]
     """
 
     row: Row
     predicted_bytes: int | None
     reason: str
+    job: Job | None = field(default=None, repr=False)
+    gpu: Gpu | None = field(default=None, repr=False)
+    low_bytes: int | None = None
+    high_bytes: int | None = None
 
     @property
     def value_bytes(self) -> int | None:
@@ -55,16 +69,30 @@ class Prediction:
             return None
         return self.predicted_bytes / self.value_bytes - 1
 
+    @property
+    def covered(self) -> bool:
+        """Whether the interval holds the measured figure."""
+        if self.value_bytes is None or self.low_bytes is None or self.high_bytes is None:
+            return False
+        return self.low_bytes <= self.value_bytes <= self.high_bytes
+
+    @property
+    def width(self) -> float:
+        """Of the interval from end to end, over what is predicted."""
+        if not self.predicted_bytes or self.low_bytes is None or self.high_bytes is None:
+            return 0.0
+        return (self.high_bytes - self.low_bytes) / self.predicted_bytes
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain values; without a calibrated interval its ends are None."""
+        """Plain values."""
         return {
             "case_id": self.row["case_id"],
             "metric": self.row["metric"],
             "n_gpus": self.row["n_gpus"],
             "value_bytes": self.value_bytes,
             "predicted_bytes": self.predicted_bytes,
-            "low_bytes": None,
-            "high_bytes": None,
+            "low_bytes": self.low_bytes,
+            "high_bytes": self.high_bytes,
             "reason": self.reason,
         }
 
@@ -86,17 +114,49 @@ def read_measurements(path: str | Path) -> list[Row]:
         raise DataError(f"{path} cannot be read as CSV: {err}; give a file like tables/measurements.csv") from err
 
 
-def predict(rows: list[Row]) -> Iterator[Prediction]:
-    """Predict every row that can be; metrics of one run share its walk."""
-    known: dict[tuple[str, ...], int | str] = {}
+def quantity_of(metric: str) -> str:
+    """What a metric is a figure of, by the names of :meth:`vramcalc.estimation.Estimate.interval`."""
+    known = {"allocated_max": "blocks", "reserved_max": "reserved"}
+    of_process = ("process_used", "device_used", "oom")
+    return known.get(metric, "process" if metric in of_process else "snapshot")
+
+
+def held_out_interval(found: Estimate, metric: str, value: int) -> Interval:
+    """The interval of a row, made without any run of its recipe. [B]"""
+    own = recipe_id(found.job, found.gpu)
+    without = current().without_recipe(own)
+    return found.interval(quantity_of(metric), value_bytes=value, calibration=without)
+
+
+def predict(rows: list[Row], *, calibrated: bool = True) -> Iterator[Prediction]:
+    """Predict every row that can be; metrics of one run share its walk.
+
+    Args:
+        rows: as read.
+        calibrated: add the CUDA context to memory of processes, and intervals; without it they are what the
+            allocator reserves, which is what a calibration is made of.
+    """
+    known: dict[tuple[str, ...], Prediction] = {}
     attached = {row.get("run_id") for row in rows if row["metric"] == "phase:after_lora_attach"} - {None}
     for row in rows:
         key = tuple(row[c] for c in COLUMNS if c not in ("case_id", "value_bytes"))
         if key not in known:
             try:
-                found = estimate(row["model"], row["method"], **settings_of(row))
-                known[key] = measured(found, row, attached_later=row.get("run_id") in attached)
+                known[key] = _predicted(row, row.get("run_id") in attached, calibrated)
             except VramcalcError as err:
-                known[key] = str(err) if isinstance(err, Reason) else f"refused: {type(err).__name__}"
-        answer = known[key]
-        yield Prediction(row, None, answer) if isinstance(answer, str) else Prediction(row, answer, "")
+                known[key] = Prediction(
+                    row, None, str(err) if isinstance(err, Reason) else f"refused: {type(err).__name__}"
+                )
+        yield replace(known[key], row=row)
+
+
+def _predicted(row: Row, attached_later: bool, calibrated: bool) -> Prediction:
+    found = estimate(row["model"], row["method"], **settings_of(row))
+    if not calibrated and quantity_of(row["metric"]) == "process":
+        return Prediction(row, found.reserved_bytes, "", found.job, found.gpu)
+    value = measured(found, row, attached_later=attached_later)
+    bare = Prediction(row, value, "", found.job, found.gpu)
+    if not calibrated:
+        return bare
+    interval = held_out_interval(found, row["metric"], value)
+    return replace(bare, low_bytes=int(interval.low), high_bytes=math.ceil(interval.high))

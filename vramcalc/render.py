@@ -9,9 +9,20 @@ from typing import TYPE_CHECKING
 
 from tabulate import tabulate
 
-from vramcalc.describe import SHORT_DTYPES, method_line, recipe_lines, room, shared_recipe_lines
+from vramcalc.describe import (
+    SHORT_DTYPES,
+    calibration_notes,
+    ends,
+    interval_notes,
+    method_line,
+    recipe_lines,
+    room,
+    shared_recipe_lines,
+    span,
+)
 from vramcalc.remedies import first_that_fits
-from vramcalc.units import gib, human_bytes
+from vramcalc.units import gib, human_bytes, percent
+from vramcalc.verdicts import SAFE
 
 if TYPE_CHECKING:
     from vramcalc.estimation import Estimate
@@ -90,15 +101,20 @@ def _groups(e: Estimate) -> str:
 def _totals(e: Estimate) -> str:
     mode = ", expandable_segments" if e.job.stack.allocator.expandable_segments else ""
     context = f"a CUDA context of {gib(e.context.n_bytes)} ({e.context.basis})"
+    of = {name: span(*ends(e.interval(name))) for name in ("allocated", "blocks", "reserved", "process")}
     rows = [
-        ("allocated", gib(e.allocated_bytes), "live tensors, exact"),
-        ("", gib(e.block_bytes), "in blocks: torch.cuda.max_memory_allocated()"),
-        ("reserved", gib(e.reserved_bytes), f"torch.cuda.max_memory_reserved(), replayed{mode}"),
-        ("process", gib(e.process_bytes), f"nvidia-smi: with {context}"),
+        ("allocated", gib(e.allocated_bytes), of["allocated"], "live tensors"),
+        ("", gib(e.block_bytes), of["blocks"], "in blocks: torch.cuda.max_memory_allocated()"),
+        ("reserved", gib(e.reserved_bytes), of["reserved"], f"torch.cuda.max_memory_reserved(), replayed{mode}"),
+        ("process", gib(e.process_bytes), of["process"], f"nvidia-smi: with {context}"),
     ]
     if e.paged_bytes:
-        rows.append(("paged", gib(e.paged_bytes), "optimizer state in managed memory, not counted above"))
-    return table(rows, ("", "", ""), right=(1,))
+        rows.append(("paged", gib(e.paged_bytes), "", "optimizer state in managed memory, not counted above"))
+    return "\n".join([table(rows, ("", "", "90 %", ""), right=(1, 2)), *map(_note, interval_notes(e))])
+
+
+def _note(line: str) -> str:
+    return _wrapped(line, indent="  ")
 
 
 def _instants(e: Estimate) -> str:
@@ -150,25 +166,32 @@ def verdict_text(v: Verdict) -> str:
 
 
 def _status(v: Verdict) -> str:
-    return f"{v.status}. {gib(v.needed_bytes)} needed, {gib(v.usable_bytes)} {room(v.gpu)}: {v.reason}."
+    low, _, high = v.needed_interval
+    needed = f"{gib(v.needed_bytes)} needed ({span(low, high)})"
+    return f"{v.status}, {percent(v.probability)}. {needed}, {gib(v.usable_bytes)} {room(v.gpu)}: {v.reason}."
 
 
 def fit_text(verdicts: Sequence[Verdict], *, hints: bool = True) -> str:
     """Methods by GPUs, one row each, under the recipe they assume; then what would make the others fit."""
     rows = _counted(
-        (v.estimate.job.method.kind, v.gpu.gpu_id, gib(v.needed_bytes), gib(v.usable_bytes), v.status) for v in verdicts
+        (
+            *(v.estimate.job.method.kind, v.gpu.gpu_id, gib(v.needed_bytes), span(*ends(v.needed_interval))),
+            *(gib(v.usable_bytes), percent(v.probability), v.status),
+        )
+        for v in verdicts
     )
     job = verdicts[0].estimate.job
     parts = [
         f"{job.model.name}: {job.model.params_total:,} parameters",
         _recipe(shared_recipe_lines([(v.estimate.job, v.gpu.gpu_id) for v in verdicts])),
-        table(rows, ("method", "GPU", "needed", room(verdicts[0].gpu), "verdict"), right=(2, 3))
-        + "\n  needed: what torch's allocator reserves, and the CUDA context",
+        table(rows, ("method", "GPU", "needed", "90 %", room(verdicts[0].gpu), "chance", "verdict"), right=(2, 3, 4, 5))
+        + "\n  needed: what torch's allocator reserves, and the CUDA context; with its 90 % interval"
+        + "\n  and the chance that it is no more than is usable",
     ]
     too_much = [v for v in verdicts if v.status == "does not fit"]
     if hints and too_much:
         parts.append(f"The least that would make it fit\n{_hints(too_much)}")
-    parts += _warnings(w for v in verdicts for w in v.estimate.warnings)
+    parts += _warnings([*(w for v in verdicts for w in v.estimate.warnings), *calibration_notes()])
     return "\n\n".join(parts)
 
 
@@ -192,19 +215,20 @@ def _warnings(warnings: Iterable[str]) -> list[str]:
 
 
 def largest_text(found: Largest) -> str:
-    """The largest value that fits, what stopped the search, and the largest that fits with a margin."""
+    """The largest value that fits, what stopped the search, and the largest that surely does."""
     v, name = found.verdict, found.setting
     stop = {
         "memory": f"{name} {found.value + 1:,} does not fit.",
         "limit": "The search ends there; a higher limit may find more.",
         "max_position_embeddings": "That is the model's max_position_embeddings.",
     }[found.limited_by]
-    margin = f"The largest with a margin: {found.comfortable:,}." if found.comfortable else "None leaves a margin."
+    sure = f"a probability of {percent(SAFE)}"
+    margin = f"The largest with {sure}: {found.comfortable:,}." if found.comfortable else f"None has {sure}."
     lines = [f"{name} {found.value:,}: {_status(v)}", stop, *([margin] if found.comfortable != found.value else [])]
     parts = [
         _heading(v.estimate.job, v.gpu),
         _recipe(recipe_lines(v.estimate.job)),
         "\n".join(map(_wrapped, lines)),
-        *_warnings(v.estimate.warnings),
+        *_warnings([*v.estimate.warnings, *calibration_notes()]),
     ]
     return "\n\n".join(parts)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vramcalc.accuracy import Accuracy, Group
+from vramcalc.conformal import LEVEL
+from vramcalc.describe import span
 from vramcalc.render import table
 from vramcalc.units import gib
 
@@ -28,7 +30,7 @@ def accuracy_text(found: Accuracy, *, rows: bool = False) -> str:
     if found.unsupported:
         body = [(f"{n:,}", reason) for reason, n in found.unsupported.most_common()]
         parts.append(f"unsupported: {sum(found.unsupported.values()):,} rows\n{table(body, ('', ''), right=(0,))}")
-    parts.append("no interval: none has been calibrated on GPUs")
+    parts.append(_intervals(found))
     if rows:
         parts.append(_rows(found))
     return "\n\n".join(parts)
@@ -45,12 +47,25 @@ def _groups(groups: Sequence[Group]) -> str:
             f"{100 * g.bias:+.2f} %",
             f"{100 * g.median:.2f} %",
             f"{100 * g.worst:+.2f} %",
+            f"{100 * g.covered:.0f} %",
+            f"{100 * g.width:.1f} %",
             g.worst_case,
         )
         for g in groups
     ]
-    headers = ("stack", "method", "metric", "rows", "MAPE", "bias", "median", "worst", "worst row")
-    return table(body, headers, right=(3, 4, 5, 6, 7))
+    headers = ("stack", "method", "metric", "rows", "MAPE", "bias", "median", "worst", "covered", "width", "worst row")
+    return table(body, headers, right=(3, 4, 5, 6, 7, 8, 9))
+
+
+def _intervals(found: Accuracy) -> str:
+    """How intervals did on figures whose recipe they had not seen."""
+    rows = [p for p in found.predictions if p.error is not None]
+    inside = sum(p.covered for p in rows)
+    share = f"{inside:,} of {len(rows):,} ({inside / len(rows):.0%})" if rows else "none"
+    return (
+        f"covered: rows within the {LEVEL:.0%} interval, made without any run of their recipe: {share}\n"
+        "width: of that interval from end to end, over what is predicted"
+    )
 
 
 def _rows(found: Accuracy) -> str:
@@ -60,8 +75,9 @@ def _rows(found: Accuracy) -> str:
             p.row["metric"],
             gib(p.value_bytes) if p.value_bytes else "",
             gib(p.predicted_bytes) if p.predicted_bytes is not None else "",
+            span(p.low_bytes, p.high_bytes) if p.low_bytes is not None and p.high_bytes is not None else "",
             f"{100 * p.error:+.2f} %" if p.error is not None else p.reason,
         )
         for p in found.predictions
     ]
-    return table(body, ("row", "metric", "measured", "predicted", "error"), right=(2, 3))
+    return table(body, ("row", "metric", "measured", "predicted", "90 %", "error"), right=(2, 3, 4))

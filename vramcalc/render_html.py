@@ -11,9 +11,9 @@ from collections.abc import Collection, Iterable, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from vramcalc.describe import CACHE, method_line, process_groups, recipe_lines, room
+from vramcalc.describe import CACHE, ends, interval_notes, method_line, process_groups, recipe_lines, room, span
 from vramcalc.palette import CACHED, GROUPS, VERDICTS
-from vramcalc.units import gib
+from vramcalc.units import gib, percent
 
 if TYPE_CHECKING:
     from vramcalc.accuracy import Accuracy, Group
@@ -34,10 +34,12 @@ def estimate_html(e: Estimate) -> str:
     groups = process_groups(e)
     total = sum(groups.values())
     rows = [(f"{_square(g)} {escape(g)}", gib(n), f"{100 * n / total:.1f} %") for g, n in groups.items()]
+    of = {name: span(*ends(e.interval(name))) for name in ("allocated", "reserved", "process")}
+    context = f"nvidia-smi: with the CUDA context ({escape(e.context.basis)})"
     totals = [
-        ("allocated", gib(e.allocated_bytes), "live tensors at the peak"),
-        ("reserved", gib(e.reserved_bytes), "torch's caching allocator, replayed"),
-        ("process", gib(e.process_bytes), f"nvidia-smi: with the CUDA context ({escape(e.context.basis)})"),
+        ("allocated", gib(e.allocated_bytes), of["allocated"], "live tensors at the peak"),
+        ("reserved", gib(e.reserved_bytes), of["reserved"], "torch's caching allocator, replayed"),
+        ("process", gib(e.process_bytes), of["process"], context),
     ]
     where = f" on {escape(e.gpu.gpu_id)}" if e.gpu else ""
     peak = f"Memory at the peak ({escape(e.peak.name)})"
@@ -45,7 +47,8 @@ def estimate_html(e: Estimate) -> str:
         f"<div><p><b>{escape(e.job.model.name)}</b>: {escape(method_line(e.job))}{where}</p>"
         f"<ul style='margin:0'>{recipe}</ul>{_bar(e, groups)}"
         f"{_table(peak, ('group', 'memory', 'share'), rows, right=(1, 2))}"
-        f"{_table('Totals', ('number', 'memory', 'what it is'), totals, right=(1,))}"
+        f"{_table('Totals', ('number', 'memory', '90 %', 'what it is'), totals, right=(1, 2))}"
+        f"{''.join(f'<p>{escape(note)}</p>' for note in interval_notes(e))}"
         f"{''.join(f'<p>&#9888; {escape(w)}</p>' for w in e.warnings)}</div>"
     )
 
@@ -54,8 +57,9 @@ def verdict_html(v: Verdict) -> str:
     """The verdict, and what would help when it is not a plain yes."""
     head = (
         f"<p><b style='background:{VERDICTS[v.status]};color:#000;padding:.1em .4em;border-radius:.2em'>{v.status}</b>"
-        f" on {escape(v.gpu.gpu_id)}: "
-        f"{gib(v.needed_bytes)} needed, {gib(v.usable_bytes)} {room(v.gpu)}: {escape(v.reason)}</p>"
+        f" on {escape(v.gpu.gpu_id)}, {escape(percent(v.probability))}: "
+        f"{gib(v.needed_bytes)} needed ({span(*ends(v.needed_interval))}), "
+        f"{gib(v.usable_bytes)} {room(v.gpu)}: {escape(v.reason)}</p>"
     )
     if v.status == "fits" or not v.remedies:
         return f"<div>{head}</div>"
@@ -84,7 +88,8 @@ def accuracy_html(a: Accuracy) -> str:
         rows = [(escape(reason), f"{n:,}") for reason, n in a.unsupported.most_common()]
         table = _table("", ("reason", "rows"), rows, right=(1,))
         parts.append(f"<details><summary>unsupported: {sum(a.unsupported.values()):,} rows</summary>{table}</details>")
-    return f"<div>{''.join(parts)}<p>no interval: none has been calibrated on GPUs</p></div>"
+    note = "covered: rows within the 90 % interval, made without any run of their recipe; width: of that interval"
+    return f"<div>{''.join(parts)}<p>{note}</p></div>"
 
 
 # -- pieces ------------------------------------------------------------------------------------------------------------
@@ -174,7 +179,10 @@ def _errors(caption: str, groups: Iterable[Group]) -> str:
             f"{g.count:,}",
             *(f"{100 * n:.2f} %" for n in (g.mape, g.median)),
             *(f"{100 * n:+.2f} %" for n in (g.bias, g.worst)),
+            f"{100 * g.covered:.0f} %",
+            f"{100 * g.width:.1f} %",
         ]
         for g in groups
     ]
-    return _table(caption, ("what", "rows", "MAPE", "median", "bias", "worst"), rows, right=(1, 2, 3, 4, 5))
+    headers = ("what", "rows", "MAPE", "median", "bias", "worst", "covered", "width")
+    return _table(caption, headers, rows, right=range(1, 8))

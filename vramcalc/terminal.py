@@ -13,7 +13,7 @@ import typer
 
 _COLOURS = {"fits": typer.colors.GREEN, "tight": typer.colors.YELLOW, "does not fit": typer.colors.RED}
 _T = TypeVar("_T")
-_STATUS = re.compile(r"(?m)(?<=  |: )(does not fit|tight|fits)(?=$|\.)")
+_STATUS = re.compile(r"(?m)(?<=  |: )(does not fit|tight|fits)(?=$|,)")
 """A verdict: the last cell of a row, or the first words after a GPU's name."""
 
 

@@ -11,9 +11,10 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 
 from vramcalc import tables
+from vramcalc.conformal import quantile
 from vramcalc.throughput import read_throughput
 from vramcalc.timing_fit import Sample, fit, samples
-from vramcalc.timing_intervals import HeldOut, held_out, quantile, widening, widening_by_fold
+from vramcalc.timing_intervals import HeldOut, held_out, widening, widening_by_fold
 from vramcalc.timing_table import Checked, Spreads, TimingTable, agree, timing_table
 
 _RUN = (

@@ -18,11 +18,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from vramcalc.conformal import quantile
 from vramcalc.timing_fit import Sample, fit, gpu_rates
 from vramcalc.timing_model import KINDS, Coefficients, Prediction, own_factors, predict
-
-LEVEL = 0.9
-"""Share of errors that an interval is to hold."""
 
 LeftOut = Literal["model", "source", "GPU"]
 LEFT_OUT: tuple[LeftOut, ...] = ("model", "source", "GPU")
@@ -94,17 +92,6 @@ def widening_by_fold(errors: Iterable[HeldOut]) -> float:
     rows = list(errors)
     sizes = Counter(e.fold for e in rows)
     return quantile([(e.score, 1 / sizes[e.fold]) for e in rows], 1.0)
-
-
-def quantile(weighted: Iterable[tuple[float, float]], unseen: float) -> float:
-    """The least value that holds its share of the weights, with ``unseen`` beyond all; else the largest."""
-    order = sorted(weighted)
-    need, reached = LEVEL * (sum(w for _, w in order) + unseen), 0.0
-    for score, weight in order:
-        reached += weight
-        if reached >= need:
-            return score
-    return order[-1][0]
 
 
 def covered(errors: Sequence[HeldOut]) -> list[tuple[bool, float]]:

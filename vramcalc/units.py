@@ -5,6 +5,7 @@ Everywhere else a size is an ``int`` of bytes, and a unit stands in the name of 
 
 from __future__ import annotations
 
+import math
 import re
 
 from vramcalc.errors import InvalidValue
@@ -55,6 +56,11 @@ def parse_bytes(text: str, *, name: str = "size") -> int:
 def gib(n_bytes: float) -> str:
     """``n_bytes`` in GiB with two decimals: ``"15.08 GiB"``."""
     return f"{n_bytes / GIB:.2f} GiB"
+
+
+def percent(share: float) -> str:
+    """A probability as people read it: ``"96 %"``, never 0 or 100, as no model is so sure."""
+    return "> 99 %" if share > 0.99 else "< 1 %" if share < 0.01 else f"{math.floor(100 * share)} %"
 
 
 def human_bytes(n_bytes: float) -> str:

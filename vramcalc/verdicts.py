@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from vramcalc import catalog
 from vramcalc.errors import DoesNotFit, InvalidValue
 from vramcalc.estimation import Estimate, estimate_job
+from vramcalc.interval import Interval
 from vramcalc.specs import Gpu
 from vramcalc.units import gib
 
@@ -16,8 +18,8 @@ if TYPE_CHECKING:
     from vramcalc.remedies import Remedy
 
 Status = Literal["fits", "tight", "does not fit"]
-MARGIN = 0.03
-"""Share of a GPU's memory that a job has to leave free to be called safe; assumed, no calibration stands behind it."""
+SAFE = 0.95
+"""Probability from which on a job is said to fit."""
 
 
 @dataclass(frozen=True)
@@ -25,12 +27,14 @@ class Verdict:
     """Whether a job fits a GPU.
 
     Attributes:
-        status: ``fits``; ``tight``: little to spare, or only because torch gives cached memory back; ``does not fit``.
+        status: ``fits``, with a probability of :data:`SAFE`; ``tight``: less sure than that, or only because torch
+            gives cached memory back; ``does not fit``.
         estimate: of the job.
         gpu: the device.
         usable_bytes: what the job can have. [B]
         needed_bytes: what the process takes when memory is plenty. [B]
         reason: the status in words.
+        probability: that the process needs no more than is usable where torch gives no cached memory back.
     """
 
     status: Status
@@ -39,6 +43,12 @@ class Verdict:
     usable_bytes: int
     needed_bytes: int
     reason: str
+    probability: float
+
+    @property
+    def needed_interval(self) -> Interval:
+        """What the process takes, between its bounds. [B]"""
+        return self.estimate.interval("process")
 
     @property
     def headroom_bytes(self) -> int:
@@ -60,6 +70,9 @@ class Verdict:
             "gpu_uuid": self.gpu.uuid,
             "usable_bytes": self.usable_bytes,
             "needed_bytes": self.needed_bytes,
+            "needed_low_bytes": int(self.needed_interval.low),
+            "needed_high_bytes": math.ceil(self.needed_interval.high),
+            "probability": round(self.probability, 4),
             "headroom_bytes": self.headroom_bytes,
             "reason": self.reason,
         }
@@ -96,12 +109,13 @@ def verdict(estimated: Estimate, gpu: str | Gpu | None = None) -> Verdict:
     elif estimated.gpu != device:
         estimated = estimated.on(device)
     usable, needed = device.usable_bytes, estimated.process_bytes
-    status, reason = _judge(estimated, usable, needed)
-    return Verdict(status, estimated, device, usable, needed, reason)
+    probability = estimated.probability(usable)
+    status, reason = _judge(estimated, usable, needed, probability)
+    return Verdict(status, estimated, device, usable, needed, reason, probability)
 
 
-def _judge(estimated: Estimate, usable: int, needed: int) -> tuple[Status, str]:
-    if needed <= usable * (1 - MARGIN):
+def _judge(estimated: Estimate, usable: int, needed: int, probability: float) -> tuple[Status, str]:
+    if probability >= SAFE and needed <= usable:
         return "fits", f"{gib(usable - needed)} to spare"
     if needed <= usable:
         return "tight", f"only {gib(usable - needed)} to spare"

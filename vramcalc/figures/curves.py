@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vramcalc import catalog
+from vramcalc.calibration_files import current
 from vramcalc.describe import method_line
 from vramcalc.errors import InvalidValue
 from vramcalc.figures.canvas import drawing, in_gib, ink, limit_label, to_gib, whole
 from vramcalc.palette import BLUE
-from vramcalc.runtime import cuda_context
 from vramcalc.specs import Gpu
 from vramcalc.units import GIB
 
@@ -84,7 +84,7 @@ def _curves(on: Axes, found: Grid, along: str, across: str | None, ends: list[An
 
 def _limit(on: Axes, gpu: Gpu) -> None:
     """What the GPU has for tensors."""
-    room = max(gpu.usable_bytes - cuda_context(gpu.architecture).n_bytes, 0)
+    room = max(gpu.usable_bytes - current().context(gpu.architecture).n_bytes, 0)
     label = limit_label(gpu, room, "\nbeside the CUDA context")
     on.axhline(to_gib(room), color=ink(on), linewidth=1.6, label=label)
     on.set_ylim(top=min(on.get_ylim()[1], _ABOVE * to_gib(room)))

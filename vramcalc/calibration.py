@@ -1,0 +1,259 @@
+"""How far a prediction may be off, from what measured runs say; the CUDA context, which no walk can see.
+
+Errors are logarithms of measured over predicted. A job's interval is made of the errors of runs in its regime (method
+and attention); where those are few, of wider pools. Repeated runs of one recipe count as one. Where a setting is beyond
+what was checked, an interval is never narrower than that of errors between groups of runs, where every GPU of every
+source counts alike, however many runs it has.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_args
+
+from vramcalc.conformal import LEVEL, Outlook, Spread
+from vramcalc.interval import Interval
+from vramcalc.likeness import SIZES, Likeness
+from vramcalc.runtime import Context, documented, documented_contexts
+from vramcalc.units import MIB
+
+Pool = Literal["allocated", "reserved", "snapshot"]
+POOLS: tuple[Pool, ...] = get_args(Pool)
+UNSEEN = 5.0
+"""Recipes that the wider pool counts for beside those of a regime."""
+_ROOT_UNSEEN = 1.0
+SEGMENT_BYTES = 2 * MIB
+"""The least that torch's allocator asks the driver for; no interval is narrower on either side."""
+_PER_SETTING = 0.1
+"""Power of the number of settings beyond what was checked, by which errors grow with it."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Measured runs of one recipe on one kind of GPU.
+
+    Attributes:
+        recipe_id: digest.
+        model: Hugging Face id.
+        gpu: id of the device.
+        architecture: its generation.
+        sources: where the runs were published, or ``profile``.
+        like: what decides which jobs it is like.
+        errors: by pool, of every run.
+        predicted_bytes: by pool. [B]
+        process_bytes: as measured, of every run. [B]
+        context_bytes: what was measured beside the allocator; where reserved memory was not measured, beside what is
+            predicted of it. [B]
+    """
+
+    recipe_id: str
+    model: str
+    gpu: str
+    architecture: str
+    sources: tuple[str, ...]
+    like: Likeness
+    errors: Mapping[str, tuple[float, ...]]
+    predicted_bytes: Mapping[str, int]
+    process_bytes: tuple[int, ...] = ()
+    context_bytes: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class ContextTerm:
+    """The CUDA context of a GPU generation, fitted.
+
+    Attributes:
+        n_bytes: the middle one, every recipe counting alike. [B]
+        low_bytes: the least. [B]
+        high_bytes: the most. [B]
+        runs: figures behind it.
+        recipes: that they are of.
+        sources: where they were published.
+    """
+
+    n_bytes: int
+    low_bytes: int
+    high_bytes: int
+    runs: int
+    recipes: int
+    sources: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A term that was fitted, and what leaving out one model at a time says of it.
+
+    Attributes:
+        name: of the term.
+        pool: what it would be added to.
+        size: in ``unit``.
+        unit: of the size.
+        without: mean size of held-out errors without the term.
+        with_it: the same with it.
+    """
+
+    name: str
+    pool: str
+    size: float
+    unit: str
+    without: float
+    with_it: float
+
+    @property
+    def kept(self) -> bool:
+        """Whether the term helps with what it has not seen."""
+        return self.with_it < self.without
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """What measured runs say.
+
+    Attributes:
+        recipes: that were measured.
+        contexts: fitted, by GPU generation.
+        tried: terms that were put to the test.
+        note: which calibration it is, where it is not the shipped one, or why it is.
+    """
+
+    recipes: tuple[Recipe, ...]
+    contexts: Mapping[str, ContextTerm]
+    tried: tuple[Tried, ...] = ()
+    note: str = ""
+    _made: dict[Any, Any] = field(default_factory=dict, repr=False)
+
+    def without(self, left_out: Callable[[Recipe], bool]) -> Calibration:
+        """The same but for some recipes; contexts stay as they are."""
+        return replace(self, recipes=tuple(r for r in self.recipes if not left_out(r)), _made={})
+
+    def without_recipe(self, recipe_id: str) -> Calibration:
+        """The same but for the runs of one recipe; itself where it has none."""
+        if all(r.recipe_id != recipe_id for r in self.recipes):
+            return self
+        return self._once(("without", recipe_id), lambda: self.without(lambda r: r.recipe_id == recipe_id))  # type: ignore[no-any-return]
+
+    # -- intervals ---------------------------------------------------------------------------------------------------
+
+    def unchecked(self, pool: Pool, like: Likeness) -> list[str]:
+        """What no measured run of a pool has, in words."""
+        seen, most = self._once(("checked", pool), lambda: self._checked(pool))
+        found = [f"{name} {value}" for name, value in like.traits.items() if value not in seen.get(name, ())]
+        return found + [words.format(like.sizes[n]) for n, words in SIZES.items() if like.sizes[n] > most.get(n, 0)]
+
+    def _checked(self, pool: Pool) -> tuple[dict[str, set[str]], dict[str, int]]:
+        seen: dict[str, set[str]] = {}
+        most: dict[str, int] = {}
+        for r in self.recipes:
+            if pool in r.errors:
+                for name, value in r.like.traits.items():
+                    seen.setdefault(name, set()).add(value)
+                most = {n: max(most.get(n, 0), r.like.sizes[n]) for n in SIZES}
+        return seen, most
+
+    def outlook(self, pool: Pool, like: Likeness) -> Outlook:
+        """How the error of a job's prediction is spread."""
+        beyond = len(self.unchecked(pool, like))
+        return Outlook(self.spread(pool, like.regime), self.between_groups(pool), beyond**_PER_SETTING if beyond else 0)
+
+    def between_groups(self, pool: Pool) -> Spread:
+        """Errors of a pool where every GPU of every source counts alike: what an unseen one may have."""
+        return self._once(("groups", pool), lambda: self._between_groups(pool))  # type: ignore[no-any-return]
+
+    def _between_groups(self, pool: Pool) -> Spread:
+        own = [r for r in self.recipes if pool in r.errors]
+        sizes = Counter((r.gpu, r.sources) for r in own)
+        errors = [(e, 1 / len(r.errors[pool]) / sizes[r.gpu, r.sources]) for r in own for e in r.errors[pool]]
+        return Spread.of(errors, None, _ROOT_UNSEEN)
+
+    def spread(self, pool: Pool, regime: tuple[str, ...]) -> Spread:
+        """Errors of a pool's runs in a regime, backed by those of the wider one."""
+        return self._once(("spread", pool, regime), lambda: self._spread(pool, regime))  # type: ignore[no-any-return]
+
+    def _spread(self, pool: Pool, regime: tuple[str, ...]) -> Spread:
+        own = [
+            (error, 1 / len(r.errors[pool]))
+            for r in self.recipes
+            if pool in r.errors and r.like.regime[: len(regime)] == regime
+            for error in r.errors[pool]
+        ]
+        if not regime:
+            return Spread.of(own, None, _ROOT_UNSEEN)
+        return Spread.of(own, self.spread(pool, regime[:-1]), UNSEEN)
+
+    def _once(self, key: Any, make: Callable[[], Any]) -> Any:
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+    # -- the CUDA context --------------------------------------------------------------------------------------------
+
+    def context(self, architecture: str | None) -> Context:
+        """The CUDA context and kernel modules on a GPU generation: fitted, else as documented or assumed.
+
+        One that is assumed may be anything from nothing to the largest that is known.
+        """
+        return self._once(("context", architecture), lambda: self._context(architecture))  # type: ignore[no-any-return]
+
+    def _context(self, architecture: str | None) -> Context:
+        term = self.contexts.get(architecture or "")
+        if term is not None:
+            source = f"{', '.join(term.sources)}: {term.runs} runs of {term.recipes} recipes"
+            return Context(term.n_bytes, "calibrated", source, term.low_bytes, term.high_bytes)
+        found = documented(architecture)
+        if found.basis == "calibrated":
+            return found
+        known = [c.n_bytes for c in documented_contexts().values()] + [t.n_bytes for t in self.contexts.values()]
+        return replace(found, low_bytes=0, high_bytes=max(known))
+
+
+def context_at(context: Context, share: float) -> float:
+    """The context that has a probability up to it: exponential on both sides, its bounds those of 90 %. [B]"""
+    tail = math.log(2 * min(share, 1 - share) + 1e-300) / math.log(1 - LEVEL)
+    side = (context.high_bytes - context.n_bytes) if share > 0.5 else (context.low_bytes - context.n_bytes)
+    return max(0.0, context.n_bytes + side * tail)
+
+
+def interval_around(
+    value: int, quantity: str, like: Likeness, calibration: Calibration, architecture: str | None, level: float
+) -> Interval:
+    """A prediction between its bounds. [B]
+
+    Args:
+        value: what is predicted; of ``process`` with the context in it. [B]
+        quantity: ``allocated``, ``blocks``, ``reserved``, ``snapshot`` or ``process``.
+        like: of the job.
+        calibration: whose errors count.
+        architecture: GPU generation, None where none is named.
+        level: share of what is measured that the bounds hold.
+    """
+    if quantity == "process":
+        context = calibration.context(architecture)
+        reserved = interval_around(value - context.n_bytes, "reserved", like, calibration, architecture, level)
+        low, high = (context_at(context, share) for share in ((1 - level) / 2, (1 + level) / 2))
+        return Interval(reserved.low + low, value, reserved.high + high)
+    pool: Pool = "reserved" if quantity == "reserved" else "snapshot" if quantity == "snapshot" else "allocated"
+    low, high = calibration.outlook(pool, like).bounds(level)
+    return Interval(
+        max(0.0, min(value * math.exp(low), value - SEGMENT_BYTES)),
+        value,
+        max(value * math.exp(high), value + SEGMENT_BYTES),
+    )
+
+
+def share_within(spread: Outlook, context: Context, n_bytes: float, capacity_bytes: float) -> float:
+    """The probability that process memory is at most so much; it never falls as that grows.
+
+    Reserved memory and the context are taken to be large together, so that the bounds of an interval are the sums of
+    theirs.
+    """
+    if capacity_bytes <= 0:
+        return 0.0
+    low, high = 0.0, 1.0
+    for _ in range(32):
+        share = (low + high) / 2
+        needed = n_bytes * math.exp(spread.at(share)) + context_at(context, share)
+        low, high = (share, high) if needed <= capacity_bytes else (low, share)
+    return high if high == 1.0 else low

@@ -1,0 +1,96 @@
+"""What is alike about jobs: the regime whose errors an interval is made of, and settings that no measured run has."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from vramcalc.job import Job
+from vramcalc.shadow.dispatch import attention_kernel
+from vramcalc.specs import Gpu, LoRA, QLoRA
+
+_VERSIONS = frozenset({"torch", "transformers", "peft", "bitsandbytes"})
+_ELSEWHERE = _VERSIONS | {
+    *("name", "attn_implementation", "sdpa_kernel", "alloc_conf", "expandable_segments", "empty_cache_steps"),
+    *("bnb_embeddings_32bit", "decay_groups", "outputs_to_float32"),
+}
+"""Fields of a recipe that are told in other words, or that move too little to matter to an interval."""
+SIZES = {
+    "params": "{:,} parameters", "seq_len": "sequences of {:,} tokens", "tokens": "micro batches of {:,} tokens"
+}  # fmt: skip
+"""Sizes that a measured run may have too little of, in words."""
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """What decides which measured runs a job is like.
+
+    Attributes:
+        regime: method, and whether attention is ``eager`` or ``fused``.
+        traits: settings by name; a value that no measured run has is beyond what was checked.
+        sizes: as in :data:`SIZES`; one above that of every measured run is beyond what was checked.
+    """
+
+    regime: tuple[str, str]
+    traits: Mapping[str, str]
+    sizes: Mapping[str, int]
+
+
+def kernel(job: Job) -> str:
+    """The attention kernel that runs: ``eager``, ``flash-attn 2``, or the one behind SDPA."""
+    dtype = job.stack.autocast or ("float32" if _raised(job) else job.stack.dtype)
+    windowed = job.model.sliding_window is not None and job.training.seq_len >= job.model.sliding_window
+    masked = job.training.padded or windowed
+    found, _ = attention_kernel(
+        job.model, job.stack, dtype=dtype, masked=masked, compute_capability=job.compute_capability
+    )
+    return "flash-attn 2" if job.stack.attn_implementation == "flash_attention_2" else found
+
+
+def _raised(job: Job) -> bool:
+    return isinstance(job.method, QLoRA) and job.stack.prepare_model_for_kbit_training
+
+
+def likeness(job: Job, architecture: str | None) -> Likeness:
+    """See :class:`Likeness`; a GPU generation that is not named is like any."""
+    training, stack, attention = job.training, job.stack, kernel(job)
+    plain = {name: value for name, value in stack.model_dump().items() if name not in _ELSEWHERE}
+    if not isinstance(job.method, LoRA):
+        del plain["adapter_dtype"]
+    if not isinstance(job.method, QLoRA):
+        del plain["prepare_model_for_kbit_training"]
+    since = stack.release.since
+    traits = {
+        **({"GPU generation": architecture} if architecture else {}),
+        "method": job.method.bnb_4bit_quant_type if isinstance(job.method, QLoRA) else job.method.kind,
+        "model_type": job.model.model_type,
+        "attention": attention,
+        "optim": training.optim,
+        "gradient_checkpointing": training.gradient_checkpointing,
+        "padded": str(training.padded),
+        "several lengths": str(training.seq_lens is not None),
+        "allocator settings": str(bool(stack.alloc_conf or stack.expandable_segments)),
+        "emptied cache": str(stack.empty_cache_steps is not None),
+        "transformers": f"{since[0]}.{since[1]} or later",
+        **{name: str(value) for name, value in plain.items()},
+    }
+    sizes = {
+        "params": job.model.params_total,
+        "seq_len": training.seq_len,
+        "tokens": training.seq_len * training.micro_batch_size,
+    }
+    return Likeness((job.method.kind, "eager" if attention in ("eager", "math") else "fused"), traits, sizes)
+
+
+def recipe_id(job: Job, gpu: Gpu | None) -> str:
+    """Digest of what makes two runs repetitions of one recipe; releases of libraries do not tell them apart."""
+    told = {
+        "model": job.model.model_dump(mode="json"),
+        "method": job.method.model_dump(mode="json"),
+        "training": job.training.model_dump(mode="json"),
+        "stack": {n: v for n, v in job.stack.model_dump(mode="json").items() if n not in (*_VERSIONS, "name")},
+        "gpu": gpu.name if gpu else None,
+    }
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
