@@ -45,8 +45,7 @@ class Recipe:
         errors: by pool, of every run.
         predicted_bytes: by pool. [B]
         process_bytes: as measured, of every run. [B]
-        context_bytes: what was measured beside the allocator; where reserved memory was not measured, beside what is
-            predicted of it. [B]
+        context_bytes: what was measured beside the allocator, of runs whose reserved memory was measured too. [B]
     """
 
     recipe_id: str

@@ -54,7 +54,8 @@ class _Runs:
 
     def made(self, name: str) -> Recipe:
         architecture = self.gpu.architecture or ""
-        beside = [n - self.reserved.get(run, self.predicted["reserved"]) for run, n in self.process.items()]
+        # Beside a predicted reserved peak the error of that prediction, gigabytes at times, would pass for a context.
+        beside = [n - self.reserved[run] for run, n in self.process.items() if run in self.reserved]
         return Recipe(
             recipe_id=name,
             model=self.job.model.name,
