@@ -61,7 +61,8 @@ def test_options_are_those_of_estimate(tiny: Path, options: tuple[str, ...]) -> 
     found = run("trace", tiny, "--seq-len", 60, *options, "--json").json
     predicted = run("estimate", tiny, "--seq-len", 60, *options, "--json").json
     assert found["predicted"]["allocated_bytes"] == predicted["allocated_bytes"]
-    assert found["predicted"]["reserved_bytes"] == predicted["reserved_bytes"]
+    if "qlora" not in options:  # which reads its model in 16 bits first; a trace begins when it is loaded
+        assert found["predicted"]["reserved_bytes"] == predicted["reserved_bytes"]
     assert abs(found["allocated_error"]) <= 2e-4
     assert abs(found["reserved_error"]) <= 5e-3
 

@@ -177,8 +177,8 @@ def compare(estimate: Estimate) -> Agreement:
     allocated, at = found.peak()
     replayed = found.replay(job.stack.allocator, empty_before=stream.empty_before)
     traced = Peaks(allocated, replayed.peak_reserved_bytes, _instant(found, at))
-    replayed = estimate.walks.replay(job.stack.allocator, reads=False)
-    predicted = Peaks(estimate.allocated_bytes, replayed.peak_reserved_bytes, estimate.peak.name)
+    reserved = estimate.walks.from_loaded.peak_reserved_bytes
+    predicted = Peaks(estimate.allocated_bytes, reserved, estimate.peak.name)
     same = traced.allocated_bytes == predicted.allocated_bytes
     return Agreement(estimate, found, traced, predicted, None if same else first_difference(found, at, job, lengths))
 

@@ -261,8 +261,7 @@ def untraceable(job: Job) -> str | None:
 def _stored(rows: Iterable[TracedRow]) -> Iterator[Compared]:
     for row in rows:
         found = estimate_job(row.job)
-        reserved = found.walks.replay(row.job.stack.allocator, reads=False).peak_reserved_bytes
-        predicted = found.allocated_bytes, reserved
+        predicted = found.allocated_bytes, found.walks.from_loaded.peak_reserved_bytes
         yield Compared(row, predicted, (row.allocated_bytes, row.reserved_bytes))
 
 

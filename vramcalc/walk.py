@@ -207,6 +207,11 @@ class Walks:
             expansion.events[: starts[0]], steps, order, [asked[b] for b in expansion.births], self._lengths[1]
         )
 
+    @property
+    def from_loaded(self) -> Replay:
+        """The replay that a trace is compared with: loading leaves nothing but the model."""
+        return self.replay(self.job.stack.allocator, reads=False)
+
     def replay(self, settings: AllocatorSettings, *, reads: bool = True) -> Replay:
         """The steps of ``stream`` through torch's caching allocator.
 
