@@ -88,8 +88,9 @@ def off_by(row: TracedRow) -> int:
 
 
 WITHOUT_EFFECT = {
-    # Nothing is put into a cache where none is filled.
+    # No cache is filled.
     ("4.43", "copies_into_cache"),
+    ("4.43", "legacy_cache"),
 }
 """Traits that change nothing, whatever the job, beside the others of their release."""
 

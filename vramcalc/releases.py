@@ -30,6 +30,7 @@ class Release:
         projects_first: queries, keys and values are all projected before any is split into heads.
         fuses_experts: a mixture of experts holds the weights of all in one tensor, and sorts tokens by expert.
         cached_rotary: of ``layer_rotary``, model types that keep a table of every position there could be.
+        legacy_cache: the cache is handed out as tuples, which accelerate raises to float32 with the other outputs.
     """
 
     since: tuple[int, int]
@@ -47,6 +48,7 @@ class Release:
     projects_first: bool = False
     fuses_experts: bool = False
     cached_rotary: frozenset[str] = frozenset()
+    legacy_cache: bool = False
 
 
 _MISTRAL, _MIXTRAL, _QWEN = frozenset({"mistral"}), frozenset({"mixtral"}), frozenset({"qwen2"})
@@ -64,6 +66,7 @@ _UNTIL_4_47 = Release(
     additive_mask=True,
     copies_into_cache=False,
     projects_first=True,
+    legacy_cache=True,
 )
 _FROM_4_48 = Release(
     (4, 48),
@@ -92,7 +95,7 @@ RELEASES = (
     replace(_FROM_4_48, since=(4, 49), checked=(4, 49), shifts_logits=False),
     _FROM_4_50,
     replace(_FROM_4_50, since=(4, 53), checked=(4, 53), additive_mask=False),
-    Release((4, 54), (4, 55), contiguous=True, warms_up="half"),
+    Release((4, 54), (4, 55), contiguous=True, copies_into_cache=False, warms_up="half"),
     Release((4, 56), (4, 57), warms_up="half"),
     Release((5, 0), (5, 23), warms_up="what stays", fuses_experts=True),
 )

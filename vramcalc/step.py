@@ -189,8 +189,10 @@ class Loop:
         self._forget_casts()
         if metrics:
             loss = losses.sft_loss(e, metrics[0])
-        if stack.autocast is not None and stack.outputs_to_float32 and logits is not None:
-            logits = ops.to(e, logits, "float32")
+        if stack.autocast is not None and stack.outputs_to_float32:
+            logits = logits and ops.to(e, logits, "float32")
+            if cache is not None and stack.release.legacy_cache:
+                cache.to_float32(e)
         if stack.keeps_outputs != "no":
             self._keep(Outputs(loss, logits, cache, metrics))
         return loss

@@ -24,6 +24,15 @@ class Cache:
         self.layers.append((k, v))
         return k, v
 
+    def to_float32(self, e: Engine) -> None:
+        """Tuples of tensors are converted with the other outputs; a cache that is an object is not."""
+        converted: list[tuple[Tensor, Tensor] | None] = []
+        for layer, kept in enumerate(self.layers):
+            e.tape.at(layer)
+            converted.append(kept and (ops.to(e, kept[0], "float32"), ops.to(e, kept[1], "float32")))
+        e.tape.at(None)
+        self.layers = converted
+
 
 @dataclass
 class Shared:

@@ -34,7 +34,7 @@ def causal_lm_loss(e: Engine, logits: Tensor, *, shifts_logits: bool = False) ->
     raised = x = ops.to(e, logits, "float32")
     if shifts_logits:
         x = without_last(e, raised)
-        padded_labels, labels = None, e.new((batch, seq - 1), "int64", "shifted labels")
+        padded_labels, labels = None, e.new((batch, seq - 1) if batch > 1 else (), "int64", "shifted labels")
     else:
         padded_labels, labels = _shifted_labels(e, batch, seq)
     shape = x.shape
@@ -59,11 +59,11 @@ def causal_lm_loss(e: Engine, logits: Tensor, *, shifts_logits: bool = False) ->
 
 
 def without_last(e: Engine, logits: Tensor) -> Tensor:
-    """``logits[..., :-1, :].contiguous()``; backward fills a zero tensor of full size."""
+    """``logits[..., :-1, :].contiguous()``: a copy, of a single row none; backward fills a zero tensor of full size."""
     batch, seq, vocab = shape = logits.shape
     shorter = (batch, seq - 1, vocab)
     view = e.view("slice", logits, shorter, lambda s, g: [e.new(shape, "float32", "slice backward")])
-    return ops.clone(e, view)
+    return ops.clone(e, view) if batch > 1 else view
 
 
 def _shifted_labels(e: Engine, batch: Size, seq: Size) -> tuple[Tensor, Tensor]:
