@@ -185,12 +185,15 @@ def test_a_row_agrees_within_both_tolerances(allocated: float, reserved: float, 
 
 
 @pytest.mark.parametrize("limit_s", [20, 150, 300])
-def test_a_pull_takes_every_kind_and_no_more_time_than_given(limit_s: int) -> None:
+def test_a_pull_is_always_the_same_and_takes_no_more_time_than_given(limit_s: int) -> None:
     chosen = pull(ROWS, limit_s)
-    assert sum(row.trace_s for row in chosen) <= limit_s
+    assert 0.8 * limit_s < sum(row.trace_s for row in chosen) <= limit_s
     assert chosen == pull(ROWS[::-1], limit_s)
-    kinds = {regime(row.job) for row in ROWS}
-    assert len({regime(row.job) for row in chosen}) == min(len(kinds), len(chosen))
+
+
+def test_a_pull_of_three_minutes_has_every_kind_and_one_of_all_time_every_row() -> None:
+    here = [row for row in ROWS if row.job.stack.transformers == Stack().transformers]
+    assert {regime(row.job) for row in pull(here, 180)} == {regime(row.job) for row in here}
     assert len(pull(ROWS, 1e6)) == len(ROWS)
 
 
