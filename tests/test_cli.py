@@ -59,7 +59,7 @@ OPTIONS: dict[str, tuple[str, Any]] = {
     "autocast": ("--autocast none", None),
     "adapter_dtype": ("--adapter-dtype weights", "weights"),
     "prepare_model_for_kbit_training": ("--no-prepare-model-for-kbit-training", False),
-    "casts_embeddings_to_bf16": ("--no-casts-embeddings-to-bf16", False),
+    "casts_embeddings_to_bf16": ("--casts-embeddings-to-bf16", True),
     "attn_implementation": ("--attn-implementation eager", "eager"),
     "sdpa_kernel": ("--sdpa-kernel math", "math"),
     "repeats_kv": ("--repeats-kv", True),
