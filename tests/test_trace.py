@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 import pytest
@@ -100,3 +101,22 @@ def test_a_trace_leaves_torch_as_it_was() -> None:
     job, _ = make_job(to_spec(CONFIGS["llama"], "llama"), "lora", seq_len=8)
     trace(job.model, job.method, job.training, job.stack)
     assert [getattr(owner, name) for owner, name in names] == before
+
+
+def test_a_real_model_quantises_after_a_trace() -> None:
+    import bitsandbytes.functional as bnb
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    job, _ = make_job(to_spec(CONFIGS["llama"], "llama"), "qlora", seq_len=8)
+    trace(job.model, job.method, job.training, job.stack)
+    _, state = bnb.quantize_4bit(torch.ones(4096), blocksize=64, compress_statistics=True, quant_type="nf4")
+    assert not isinstance(state.state2.code, FakeTensor)
+
+
+def test_a_trace_leaves_the_environment_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    before = dict(os.environ)
+    job, _ = make_job(to_spec(CONFIGS["llama"], "llama"), "lora", seq_len=8)
+    trace(job.model, job.method, job.training, job.stack)
+    assert dict(os.environ) == before

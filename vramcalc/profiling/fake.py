@@ -80,7 +80,6 @@ def quantize_linears(model: nn.Module, method: QLoRA) -> None:
     import bitsandbytes as bnb
     import bitsandbytes.functional as bnb_functional
 
-    bnb_functional.name2qmap.clear()
     dtype = getattr(torch, method.bnb_4bit_compute_dtype)
     double_quant = method.bnb_4bit_use_double_quant
     for parent in list(model.modules()):
@@ -154,8 +153,9 @@ def _apply(self: nn.Module, fn: Callable[[Any], Any], recurse: bool = True) -> n
     return self
 
 
-def _optimizer_replacements() -> list[tuple[Any, str, Any]]:
+def _bitsandbytes_replacements() -> list[tuple[Any, str, Any]]:
     """Paged states leave the device; update kernels, which allocate nothing, are not run."""
+    import bitsandbytes.functional as bnb_functional
     import bitsandbytes.optim.optimizer as bnb
 
     def state_buffer(self: Any, p: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -166,6 +166,8 @@ def _optimizer_replacements() -> list[tuple[Any, str, Any]]:
         return None
 
     return [
+        # A code book that is kept for the whole process: a fake one would spoil every real model after the trace.
+        (bnb_functional, "name2qmap", {}),
         (bnb.Optimizer8bit, "get_state_buffer", state_buffer),
         (bnb.Optimizer8bit, "prefetch_state", nothing),
         (bnb.Optimizer2State, "update_step", nothing),
@@ -205,7 +207,7 @@ def cuda_choices(stack: Stack, compute_capability: tuple[int, int], *, padded: b
     ]
     if stack.attn_implementation == "flash_attention_2":
         replacements += releases.flash_attention(scaled_dot_product_attention("flash", compute_capability))
-    replacements += _optimizer_replacements() + fused_losses.replacements(stack, compute_capability)
+    replacements += _bitsandbytes_replacements() + fused_losses.replacements(stack, compute_capability)
     with _replaced(replacements):
         yield
 
