@@ -12,13 +12,17 @@ from typing import get_args
 
 from vramcalc import regimes
 from vramcalc.job import Job
-from vramcalc.specs import Checkpointing, LoRA, ModelType, OptimizerName
+from vramcalc.specs import Checkpointing, LoRA, LossKind, ModelType, OptimizerName
 from vramcalc.trace_grid import read_traces
 
 Pair = tuple[tuple[str, object], tuple[str, object]]
 Axes = dict[str, tuple[tuple[object, ...], Callable[[Job], object]]]
 
 RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+DENSE = tuple(family for family in get_args(ModelType) if family != "mixtral")
+"""Families whose pairs are covered; the mixture of experts has fewer rows, of its own choice."""
+LOSSES = tuple(loss for loss in get_args(LossKind) if loss != "fused_cross_entropy")
+"""Losses that can be traced; only the plugin that brings the other one could."""
 SPLIT = 64
 """Kernels and allocator round lengths up to multiples of this or of more. [tokens]"""
 
@@ -45,11 +49,8 @@ def batch(job: Job) -> str:
     return str(size) if size <= 2 else "odd" if size % 2 else "even"
 
 
-FAMILIES = tuple(f for f in get_args(ModelType) if f not in ("granite", "mixtral"))
-"""Those of which every pair of settings is traced; Granite and Mixtral have tests of their own."""
-
 AXES: Axes = {
-    "family": (FAMILIES, regimes.AXES["family"]),
+    "family": (DENSE, regimes.AXES["family"]),
     "method": (("full", "lora", "qlora"), regimes.AXES["method"]),
     "checkpointing": (get_args(Checkpointing), regimes.AXES["checkpointing"]),
     "attention": (("sdpa", "sdpa efficient", "sdpa math", "eager", "flash_attention_2"), regimes.attention),
@@ -66,7 +67,7 @@ AXES: Axes = {
         regimes.weights,
     ),
     "optimizer": (get_args(OptimizerName), regimes.AXES["optimizer"]),
-    "loss": (("full", "chunked", "fused_linear"), regimes.AXES["loss"]),
+    "loss": (LOSSES, regimes.AXES["loss"]),
     "padding": ((False, True), lambda j: j.training.padded),
     "batch": (("1", "2", "odd"), batch),
     "length": (("even", "odd"), lambda j: "odd" if j.training.seq_len % SPLIT else "even"),
@@ -93,6 +94,9 @@ REFUSED: tuple[dict[str, object], ...] = (
     # Fused losses read the head's weight and pass by an adapter on it.
     {"loss": "chunked", "targets": "embeddings or head"},
     {"loss": "fused_linear", "targets": "embeddings or head"},
+    # They make logits by themselves, and Granite's are scaled.
+    {"family": "granite", "loss": "chunked"},
+    {"family": "granite", "loss": "fused_linear"},
 )
 """Settings that are refused together."""
 
