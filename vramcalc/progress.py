@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -19,6 +19,35 @@ def track(items: Iterable[T], what: str, total: int) -> Iterator[T]:
     from rich.progress import track as tracked
 
     yield from tracked(items, what, total=total, console=Console(stderr=True), transient=True)
+
+
+class Bar:
+    """Progress of a kind that says more than a count: what is left, and what was done last; silent like the others."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __enter__(self) -> Bar:
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+            texts = (TextColumn("{task.fields[left]}"), TextColumn("{task.fields[last]}"))
+            self._bar = Progress(BarColumn(), MofNCompleteColumn(), *texts, console=Console(stderr=True))
+            self._task = self._bar.add_task("", total=None, left="", last="")
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def update(self, done: int, total: int, left_s: float, last: str) -> None:
+        """Show how far it is; ``last`` is a line about what was done last."""
+        if self._bar is not None:
+            left = f"{left_s / 60:.0f} min left" if left_s >= 90 else f"{left_s:.0f} s left"
+            self._bar.update(self._task, completed=done, total=total, left=left, last=last)
 
 
 @contextmanager

@@ -6,13 +6,10 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
-from typing import TypeVar
 
 import typer
 
 _COLOURS = {"fits": typer.colors.GREEN, "tight": typer.colors.YELLOW, "does not fit": typer.colors.RED}
-_T = TypeVar("_T")
 _STATUS = re.compile(r"(?m)(?<=  |: )(does not fit|tight|fits)(?=$|,)")
 """A verdict: the last cell of a row, or the first words after a GPU's name."""
 
@@ -36,14 +33,3 @@ def print_text(text: str) -> None:
 def print_json(value: object) -> None:
     """Write plain values as JSON."""
     print_text(json.dumps(value, indent=2))
-
-
-def watched(items: Iterable[_T], total: int) -> Iterator[_T]:
-    """The same items, with a progress bar on stderr where that is a terminal."""
-    if not sys.stderr.isatty():
-        yield from items
-        return
-    from rich.console import Console
-    from rich.progress import track
-
-    yield from track(items, "traces", total, console=Console(stderr=True), transient=True)

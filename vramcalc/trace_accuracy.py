@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -16,6 +16,7 @@ from vramcalc.agreement import TOLERANCE, compare, other_release
 from vramcalc.errors import InvalidValue
 from vramcalc.estimation import estimate_job
 from vramcalc.job import Job
+from vramcalc.progress import track
 from vramcalc.regimes import AXES, regime
 from vramcalc.trace_grid import MODELLED, TracedRow, read_traces
 
@@ -217,7 +218,6 @@ def trace_accuracy(
     *,
     live: bool = False,
     limit_s: float | None = None,
-    watched: Callable[[Iterator[Compared], int], Iterable[Compared]] = lambda found, _total: found,
 ) -> TraceAccuracy:
     """Predict every row of a table of traces.
 
@@ -225,7 +225,6 @@ def trace_accuracy(
         file: as for :func:`vramcalc.trace_grid.read_traces`.
         live: trace the rows again, those whose recipe is that of the installed libraries.
         limit_s: only so many rows of every kind, see :func:`pull`. [s]
-        watched: passes the rows on as they come, given their number; for a progress bar.
 
     Raises:
         DataError: the table is broken.
@@ -236,7 +235,7 @@ def trace_accuracy(
     chosen = [row for row in rows if not why[row.trace_id]]
     if limit_s is not None:
         chosen = pull(chosen, limit_s)
-    found = watched(_live(chosen) if live else _stored(chosen), len(chosen))
+    found = track(_live(chosen) if live else _stored(chosen), "traces", len(chosen))
     done = {c.row.trace_id: c for c in found}
     left_out = f"not in the pull that takes {limit_s:g} s" if limit_s is not None else ""
     every = (done.get(r.trace_id) or Compared(r, reason=why[r.trace_id] or left_out) for r in rows)

@@ -7,7 +7,7 @@ import typer
 from vramcalc.commands.common import Json, detection_here, exit_with
 from vramcalc.errors import InvalidValue
 from vramcalc.options import whole_number
-from vramcalc.terminal import print_json, print_text, watched
+from vramcalc.terminal import print_json, print_text
 
 
 def gpus(
@@ -81,7 +81,7 @@ def _traces(limit: str | None, *, stored: bool, rows: bool, as_json: bool) -> No
     from vramcalc.trace_accuracy import trace_accuracy
 
     limit_s = None if limit is None else whole_number("--limit-s", limit)
-    found = trace_accuracy(live=not stored, limit_s=limit_s, watched=watched)
+    found = trace_accuracy(live=not stored, limit_s=limit_s)
     if as_json:
         print_json(found.to_dict(rows=rows))
     else:

@@ -1,6 +1,5 @@
 """Commands that run real jobs: ``profile`` and ``campaign``."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,6 +8,7 @@ import typer
 from vramcalc.commands.common import Json, Method, Model, StackName, exit_with, known_method
 from vramcalc.errors import InvalidValue
 from vramcalc.options import settings_of, whole_number, with_options
+from vramcalc.progress import Bar
 from vramcalc.terminal import print_json, print_text
 
 if TYPE_CHECKING:
@@ -92,14 +92,20 @@ def campaign(
     where = place(device)
     planned = read_campaign(path, device=device, where=where)
     rows = Rows(output or default_output(planned.name), retry_failed=retry_failed)
-    with _Bar() as bar:
-        found = run(planned, rows, where, minutes=limit, told=bar.told)
+    with Bar() as bar:
+        found = run(planned, rows, where, minutes=limit, told=lambda p: bar.update(p.done, p.total, p.left_s, _last(p)))
     print_json(summary_dict(found, rows.path)) if as_json else print_text(summary_text(found, rows.path))
     exit_with(not found.problems and not found.outcomes["failed"])
 
 
 def _job_dict(planned: Any) -> dict[str, Any]:
     return {"job_id": planned.recipe.job_id, "expected_s": planned.expected_s, "where": planned.where}
+
+
+def _last(progress: "Progress") -> str:
+    from vramcalc.render_profile import row_line
+
+    return row_line(progress.row) if progress.row else ""
 
 
 def _minutes(text: str) -> float:
@@ -110,41 +116,3 @@ def _minutes(text: str) -> float:
     if not 0 < found < 1e6:
         raise InvalidValue("--minutes", text, "a number of minutes, more than 0")
     return found
-
-
-class _Bar:
-    """Progress on a terminal, with the time that is left; nothing where stderr is no terminal."""
-
-    def __init__(self) -> None:
-        self._bar: Any = None
-        self._task: Any = None
-
-    def __enter__(self) -> "_Bar":
-        if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-            columns = (
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[left]}"),
-                TextColumn("{task.fields[last]}"),
-            )
-            self._bar = Progress(*columns, console=Console(stderr=True))
-            self._task = self._bar.add_task("", total=None, left="", last="")
-            self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def told(self, progress: "Progress") -> None:
-        """Show how far it is."""
-        if self._bar is None:
-            return
-        from vramcalc.render_profile import row_line
-
-        left = f"{progress.left_s / 60:.0f} min left" if progress.left_s >= 90 else f"{progress.left_s:.0f} s left"
-        last = row_line(progress.row) if progress.row else ""
-        self._bar.update(self._task, completed=progress.done, total=progress.total, left=left, last=last)
