@@ -16,8 +16,8 @@ from vramcalc.difference import LiveRow, first_difference
 from vramcalc.errors import InvalidValue, MissingExtra, Unsupported
 from vramcalc.estimation import Estimate, estimate_job, make_job
 from vramcalc.job import Job
+from vramcalc.plaintext import table
 from vramcalc.releases import minor_release
-from vramcalc.render import table
 from vramcalc.specs import Gpu, ModelSpec
 
 if TYPE_CHECKING:

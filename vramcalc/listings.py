@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from vramcalc import catalog, tables
 from vramcalc.errors import Unsupported
-from vramcalc.render import table
+from vramcalc.plaintext import table
 from vramcalc.units import MIB, gib
 
 if TYPE_CHECKING:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
-
-from tabulate import tabulate
 
 from vramcalc.describe import (
     SHORT_DTYPES,
@@ -20,6 +17,7 @@ from vramcalc.describe import (
     shared_recipe_lines,
     span,
 )
+from vramcalc.plaintext import filled_table, table, warning_parts, wrapped, wrapped_lines
 from vramcalc.remedies import first_that_fits
 from vramcalc.units import gib, human_bytes, percent
 from vramcalc.verdicts import SAFE
@@ -34,23 +32,6 @@ if TYPE_CHECKING:
 
 _BAR = 32
 _NO_REMEDY = "a larger GPU or a smaller model"
-_WIDTH, _WIDEST = 80, 100
-"""Of running text, and of tables."""
-
-
-def table(
-    rows: Iterable[Sequence[object]],
-    headers: Sequence[str],
-    right: Sequence[int] = (),
-    wrap: int | Sequence[int | None] | None = None,
-) -> str:
-    """A plain table, indented by two; ``right`` are the columns to align right, ``wrap`` the widest a cell may be."""
-    align = ["right" if i in right else "left" for i in range(len(headers))]
-    titles = headers if any(headers) else ()
-    text = tabulate(
-        list(rows), headers=titles, tablefmt="plain", colalign=align, disable_numparse=True, maxcolwidths=wrap
-    )
-    return "\n".join(f"  {line}".rstrip() for line in text.splitlines())
 
 
 def estimate_text(e: Estimate, *, largest: int = 12) -> str:
@@ -59,34 +40,19 @@ def estimate_text(e: Estimate, *, largest: int = 12) -> str:
     assumed = f"  no GPU named: compute capability {'.'.join(map(str, job.compute_capability))} assumed"
     parts = [
         _heading(job, e.gpu),
-        _recipe(recipe_lines(job)) + ("" if e.gpu else f"\n{assumed}"),
+        wrapped_lines(recipe_lines(job)) + ("" if e.gpu else f"\n{assumed}"),
         f"  {e.total_params:,} parameters, {e.trainable_params:,} of them train",
         f"Memory at the peak ({e.peak.name})\n{_groups(e)}",
         _totals(e),
         f"Instants, in the order of the step\n{_instants(e)}",
         f"Largest rows at the peak\n{_rows(e.rows, largest)}",
     ]
-    parts += _warnings(e.warnings)
+    parts += warning_parts(e.warnings)
     return "\n\n".join(parts)
 
 
 def _heading(job: Job, gpu: Gpu | None) -> str:
-    return _wrapped(f"{job.model.name}: {method_line(job)}{f' on {gpu.gpu_id}' if gpu else ''}")
-
-
-def _recipe(lines: Iterable[str]) -> str:
-    return "\n".join(_wrapped(line, indent="  ") for line in lines)
-
-
-def _wrapped(line: str, indent: str = "") -> str:
-    return textwrap.fill(
-        line,
-        _WIDTH,
-        initial_indent=indent,
-        subsequent_indent=f"{indent}  ",
-        break_on_hyphens=False,
-        break_long_words=False,
-    )
+    return wrapped(f"{job.model.name}: {method_line(job)}{f' on {gpu.gpu_id}' if gpu else ''}")
 
 
 def _groups(e: Estimate) -> str:
@@ -110,11 +76,9 @@ def _totals(e: Estimate) -> str:
     ]
     if e.paged_bytes:
         rows.append(("paged", gib(e.paged_bytes), "", "optimizer state in managed memory, not counted above"))
-    return "\n".join([table(rows, ("", "", "90 %", ""), right=(1, 2)), *map(_note, interval_notes(e))])
-
-
-def _note(line: str) -> str:
-    return _wrapped(line, indent="  ")
+    return "\n".join(
+        [table(rows, ("", "", "90 %", ""), right=(1, 2)), *(wrapped(note, "  ") for note in interval_notes(e))]
+    )
 
 
 def _instants(e: Estimate) -> str:
@@ -141,9 +105,7 @@ def _rows(rows: Sequence[Row], largest: int) -> str:
     ]
     body.append((human_bytes(rest), "", "", "", f"{len(rows) - len(shown)} more rows", ""))
     headers = ("bytes", "", "shape", "dtype", "module", "what, why alive")
-    columns = list(zip(headers, *body, strict=True))[:-1]
-    taken = sum(max(len(title) + 2, *map(len, cells)) + 2 for title, *cells in columns)
-    return table(body, headers, right=(0, 1), wrap=[*[None] * 5, max(20, _WIDEST - 2 - taken)])
+    return filled_table(body, headers, right=(0, 1))
 
 
 def _short(module: str) -> str:
@@ -154,7 +116,7 @@ def _short(module: str) -> str:
 
 def verdict_text(v: Verdict) -> str:
     """A verdict, and what would help when it is not a plain yes."""
-    lines = [_wrapped(f"{v.gpu.gpu_id}: {_status(v)}")]
+    lines = [wrapped(f"{v.gpu.gpu_id}: {_status(v)}")]
     if v.status != "fits" and v.remedies:
         rows = [(r.change, gib(r.saves_bytes), gib(r.needed_bytes), r.status) for r in v.remedies]
         lines.append(table(rows, ("change, least intrusive first", "saves", "then needs", ""), right=(1, 2), wrap=36))
@@ -183,7 +145,7 @@ def fit_text(verdicts: Sequence[Verdict], *, hints: bool = True) -> str:
     job = verdicts[0].estimate.job
     parts = [
         f"{job.model.name}: {job.model.params_total:,} parameters",
-        _recipe(shared_recipe_lines([(v.estimate.job, v.gpu.gpu_id) for v in verdicts])),
+        wrapped_lines(shared_recipe_lines([(v.estimate.job, v.gpu.gpu_id) for v in verdicts])),
         table(rows, ("method", "GPU", "needed", "90 %", room(verdicts[0].gpu), "chance", "verdict"), right=(2, 3, 4, 5))
         + "\n  needed: what torch's allocator reserves, and the CUDA context; with its 90 % interval"
         + "\n  and the chance that it is no more than is usable",
@@ -191,7 +153,7 @@ def fit_text(verdicts: Sequence[Verdict], *, hints: bool = True) -> str:
     too_much = [v for v in verdicts if v.status == "does not fit"]
     if hints and too_much:
         parts.append(f"The least that would make it fit\n{_hints(too_much)}")
-    parts += _warnings([*(w for v in verdicts for w in v.estimate.warnings), *calibration_notes()])
+    parts += warning_parts([*(w for v in verdicts for w in v.estimate.warnings), *calibration_notes()])
     return "\n\n".join(parts)
 
 
@@ -210,10 +172,6 @@ def _counted(rows: Iterable[tuple[str, ...]]) -> list[tuple[str, ...]]:
     return [(first, f"{n} x {gpu}" if n > 1 else gpu, *rest) for (first, gpu, *rest), n in times.items()]
 
 
-def _warnings(warnings: Iterable[str]) -> list[str]:
-    return ["\n".join(_wrapped(f"warning: {w}") for w in found)] if (found := dict.fromkeys(warnings)) else []
-
-
 def largest_text(found: Largest) -> str:
     """The largest value that fits, what stopped the search, and the largest that surely does."""
     v, name = found.verdict, found.setting
@@ -227,8 +185,8 @@ def largest_text(found: Largest) -> str:
     lines = [f"{name} {found.value:,}: {_status(v)}", stop, *([margin] if found.comfortable != found.value else [])]
     parts = [
         _heading(v.estimate.job, v.gpu),
-        _recipe(recipe_lines(v.estimate.job)),
-        "\n".join(map(_wrapped, lines)),
-        *_warnings([*v.estimate.warnings, *calibration_notes()]),
+        wrapped_lines(recipe_lines(v.estimate.job)),
+        wrapped_lines(lines, ""),
+        *warning_parts([*v.estimate.warnings, *calibration_notes()]),
     ]
     return "\n\n".join(parts)

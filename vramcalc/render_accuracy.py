@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from vramcalc.accuracy import Accuracy, Group
 from vramcalc.conformal import LEVEL
 from vramcalc.describe import span
-from vramcalc.render import table
+from vramcalc.plaintext import table
 from vramcalc.units import gib
 
 

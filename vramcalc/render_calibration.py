@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from vramcalc.calibrating import Refit
 from vramcalc.calibration import Calibration, Tried
 from vramcalc.calibration_checks import Coverage
-from vramcalc.render import table
+from vramcalc.plaintext import table
 from vramcalc.units import MIB
 
 _WORST = ("model", "method", "GPU", "quantity", "error", "interval")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from vramcalc.describe import method_line, recipe_lines
 from vramcalc.interval import Interval
+from vramcalc.plaintext import filled_table, table, warning_parts, wrapped, wrapped_lines
 from vramcalc.prices import Offer
-from vramcalc.render import table, verdict_text
+from vramcalc.render import verdict_text
 from vramcalc.units import human_hours, usd
 
 if TYPE_CHECKING:
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from vramcalc.planning import Plan
     from vramcalc.refresh import Refreshed
 
-_WIDTH, _WIDEST = 80, 100
-"""Of running text, and of tables."""
 _TITLES = {
     "on_demand": "Cheapest on demand",
     "spot": "Cheapest spot (may be taken away; the time lost is not counted)",
@@ -31,26 +29,14 @@ def plan_text(plan: Plan) -> str:
     """A plan: the verdict, the recipe, steps and hours, what the cheapest offers cost, warnings."""
     job = plan.verdict.estimate.job
     parts = [
-        _wrapped(f"{job.model.name}: {method_line(job)} on {plan.verdict.gpu.gpu_id}"),
-        "\n".join(_wrapped(line, "  ") for line in recipe_lines(job)),
+        wrapped(f"{job.model.name}: {method_line(job)} on {plan.verdict.gpu.gpu_id}"),
+        wrapped_lines(recipe_lines(job)),
         verdict_text(plan.verdict),
         f"Run\n{_run(plan)}",
         *_bills(plan),
+        *warning_parts(plan.warnings),
     ]
-    if warnings := dict.fromkeys(plan.warnings):
-        parts.append("\n".join(_wrapped(f"warning: {w}") for w in warnings))
     return "\n\n".join(parts)
-
-
-def _wrapped(line: str, indent: str = "") -> str:
-    return textwrap.fill(
-        line,
-        _WIDTH,
-        initial_indent=indent,
-        subsequent_indent=f"{indent}  ",
-        break_on_hyphens=False,
-        break_long_words=False,
-    )
 
 
 def _run(plan: Plan) -> str:
@@ -102,7 +88,7 @@ def _bills(plan: Plan) -> list[str]:
         if mine:
             rest = f"\n  and {len(mine) - _SHOWN} more" if len(mine) > _SHOWN else ""
             parts.append(f"{title}\n{_bill_rows(mine[:_SHOWN])}{rest}")
-    parts.append(_wrapped("Whole instances are billed, for the hours of the run alone.", "  "))
+    parts.append(wrapped("Whole instances are billed, for the hours of the run alone.", "  "))
     return parts
 
 
@@ -118,14 +104,7 @@ def _bill_rows(bills: Sequence[Bill]) -> str:
         )
         for b in bills
     ]
-    return _filled(rows, ("USD", "interval", "USD/h", "GPUs", "price as of", "instance"), right=(0, 2))
-
-
-def _filled(rows: Sequence[Sequence[object]], headers: Sequence[str], right: Sequence[int]) -> str:
-    """A table whose last column takes what is left of the width."""
-    columns = list(zip(headers, *rows, strict=True))[:-1]
-    taken = sum(max(len(title) + 2, *(len(str(cell)) for cell in cells)) + 2 for title, *cells in columns)
-    return table(rows, headers, right, wrap=[*[None] * len(columns), max(16, _WIDEST - 2 - taken)])
+    return filled_table(rows, ("USD", "interval", "USD/h", "GPUs", "price as of", "instance"), right=(0, 2))
 
 
 def offers_text(offers: Sequence[Offer], notes: Iterable[str] = ()) -> str:
@@ -144,10 +123,8 @@ def offers_text(offers: Sequence[Offer], notes: Iterable[str] = ()) -> str:
         for o in offers
     ]
     headers = ("GPU", "", "USD/h", "per GPU", "tier", "as of", "source", "instance")
-    parts = [_filled(rows, headers, right=(1, 2, 3))] if rows else ["No such offer."]
-    if found := dict.fromkeys(notes):
-        parts.append("\n".join(_wrapped(f"warning: {w}") for w in found))
-    return "\n\n".join(parts)
+    parts = [filled_table(rows, headers, right=(1, 2, 3))] if rows else ["No such offer."]
+    return "\n\n".join([*parts, *warning_parts(notes)])
 
 
 def refreshed_text(found: Refreshed) -> str:
@@ -156,8 +133,8 @@ def refreshed_text(found: Refreshed) -> str:
     total, left_out = sum(found.fetched.values()), sum(found.left_out.values())
     parts = [f"{total:,} offers written to {found.prices.path}", table(rows, ("", ""), right=(1,))]
     if found.carried_over:
-        parts.append(_wrapped(f"{found.carried_over:,} offers of other providers kept, with their own dates"))
+        parts.append(wrapped(f"{found.carried_over:,} offers of other providers kept, with their own dates"))
     if left_out:
         most = ", ".join(f"{gpu} ({n:,})" for gpu, n in found.left_out.most_common(5))
-        parts.append(_wrapped(f"{left_out:,} offers left out, as it is not known which board they have: {most}"))
+        parts.append(wrapped(f"{left_out:,} offers left out, as it is not known which board they have: {most}"))
     return "\n\n".join(parts)

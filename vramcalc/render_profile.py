@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from textwrap import fill
 from typing import Any
 
 from vramcalc.campaign import Campaign
@@ -13,9 +12,9 @@ from vramcalc.describe import SHORT_DTYPES, method_line, recipe_lines
 from vramcalc.errors import VramcalcError
 from vramcalc.estimation import estimate_job
 from vramcalc.job import Job
+from vramcalc.plaintext import table, wrapped, wrapped_lines
 from vramcalc.profile_metrics import as_measurement, inconsistencies, job_of
 from vramcalc.profiles import Peaks, ProfileRow, Recipe
-from vramcalc.render import table
 from vramcalc.units import gib
 
 _OUTCOMES = {"measured": "measured", "out_of_memory": "out of memory", "failed": "failed"}
@@ -28,13 +27,8 @@ def profile_text(row: ProfileRow, path: Path | None = None) -> str:
     parts = [
         f"{job.model.name}, {job.model.num_hidden_layers} layers: {method_line(job)}\n"
         f"  on {gpu.name if gpu else 'the CPU'}",
-        "\n".join(f"  {line}" for line in recipe_lines(job)),
-        fill(
-            "ran with " + ", ".join(f"{name} {v}" for name, v in row.versions.items()),
-            80,
-            initial_indent="  ",
-            subsequent_indent="    ",
-        ),
+        wrapped_lines(recipe_lines(job)),
+        wrapped("ran with " + ", ".join(f"{name} {v}" for name, v in row.versions.items()), "  "),
         f"{_OUTCOMES[row.outcome]}{_failure(row)}",
         *_memory(row, job),
         *_speed(row),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vramcalc.render import table
+from vramcalc.plaintext import table
 from vramcalc.time_accuracy import TimeAccuracy, TimedRow, TimeGroup
 
 _HEADERS = ("GPU", "method", "rows", "MAPE", "median", "bias", "worst", "covered", "width", "worst row")

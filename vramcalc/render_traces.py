@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Iterable
 
 from vramcalc.agreement import TOLERANCE
+from vramcalc.plaintext import table
 from vramcalc.regimes import REGIME
 from vramcalc.releases import minor_release
-from vramcalc.render import table
 from vramcalc.trace_accuracy import RESERVED_TOLERANCE, Compared, TraceAccuracy
 
 _WIDTH = 98
