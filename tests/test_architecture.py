@@ -32,7 +32,7 @@ LAYERS = (
         "units",
         "visible",
     },
-    {"alloc_conf", "spec_base", "tables"},
+    {"alloc_conf", "published_rows", "spec_base", "tables"},
     {"gpu_spec"},
     {"timing_model"},
     {"specs"},

@@ -10,7 +10,8 @@ import pytest
 
 from vramcalc import catalog, tables
 from vramcalc.errors import DataError, Unsupported
-from vramcalc.throughput import COLUMNS, Row, measured_step, read_throughput
+from vramcalc.published_rows import Row
+from vramcalc.throughput import COLUMNS, measured_step, read_throughput
 
 PATH = tables.directory() / "throughput.csv"
 ROWS = read_throughput(PATH)

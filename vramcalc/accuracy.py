@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vramcalc.measured_jobs import TRAINERS, Row, capacity_bytes
+from vramcalc.measured_jobs import TRAINERS, capacity_bytes
 from vramcalc.measurements import Prediction, predict, read_measurements
+from vramcalc.published_rows import Row
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

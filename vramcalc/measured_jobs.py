@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from vramcalc import catalog
-from vramcalc.errors import Unsupported, VramcalcError
+from vramcalc.errors import VramcalcError
 from vramcalc.estimation import Estimate
 from vramcalc.lengths import PEFT_METAMATHQA
+from vramcalc.published_rows import DTYPES, Reason, Row, adapters_known, adapters_of, require
 from vramcalc.releases import minor_release, release_of
 from vramcalc.snapshots import snapshots
 from vramcalc.units import MIB
 
-Row = Mapping[str, str]
-
-_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 _OPTIMIZERS = {
     "adamw_torch_foreach": "adamw_torch",
     "adamw_torch": "adamw_torch",
@@ -63,10 +60,6 @@ METRICS = (
 
 _FIRST_SEGMENT_BYTES = 2 * MIB
 """PEFT's benchmark subtracts what is reserved before the model is loaded, the segment of one small tensor."""
-
-
-class Reason(Unsupported):
-    """Why a row is not predicted, in few words: rows are counted by it."""
 
 
 def measured(found: Estimate, row: Row, *, attached_later: bool = False) -> int:
@@ -117,8 +110,8 @@ def settings_of(row: Row) -> dict[str, Any]:
         "gradient_checkpointing": {"full": "non_reentrant"}.get(row["checkpointing"], row["checkpointing"]),
         "optim": _OPTIMIZERS[row["optimizer"]],
         "max_grad_norm": 1.0 if trainer else 0.0,
-        "dtype": _DTYPES[row["weights_dtype"]],
-        "autocast": _DTYPES.get(row["autocast"]),
+        "dtype": DTYPES[row["weights_dtype"]],
+        "autocast": DTYPES.get(row["autocast"]),
         "attn_implementation": _ATTENTION[row["attention"]],
         "sdpa_kernel": "efficient" if pinned else "auto",
         "repeats_kv": pinned,
@@ -135,18 +128,12 @@ def settings_of(row: Row) -> dict[str, Any]:
 
 
 def _of_adapters(row: Row) -> dict[str, Any]:
-    settings = {
-        "rank": int(row["rank"]),
-        "lora_dropout": float(row["lora_dropout"] or 0),
-        "target_modules": "all-linear" if row["targets"] == "all-linear" else row["targets"].split(";"),
-        "modules_to_save": [m for m in row["modules_to_save"].split(";") if m],
-        "adapter_dtype": "float32" if row["adapter_dtype"] == "fp32" else "weights",
-    }
+    settings = adapters_of(row) | {"adapter_dtype": "float32" if row["adapter_dtype"] == "fp32" else "weights"}
     if row["method"] == "qlora":
         settings |= {
             "bnb_4bit_quant_type": row["quant"],
             "bnb_4bit_use_double_quant": row["double_quant"] == "1",
-            "bnb_4bit_compute_dtype": _DTYPES[row["weights_dtype"]],
+            "bnb_4bit_compute_dtype": DTYPES[row["weights_dtype"]],
             "prepare_model_for_kbit_training": row["kbit_prepare"] in ("1", "norms"),
             "casts_embeddings_to_bf16": row["kbit_prepare"] == "norms",
         }
@@ -190,19 +177,14 @@ def _refuse(row: Row) -> None:
         ),
         (row["optimizer"] in _OPTIMIZERS, f"optimizer {row['optimizer']}"),
         (row["gpu"] in _GPUS or not row["gpu"], f"GPU {row['gpu']}"),
-        (row["weights_dtype"] in _DTYPES, "weights dtype unknown"),
+        (row["weights_dtype"] in DTYPES, "weights dtype unknown"),
         (bool(row["micro_batch"]) and bool(row["seq_len"]), "batch or length unknown"),
         (_known_length(row), "benchmark of unknown lengths"),
-        (
-            row["method"] == "full" or (bool(row["rank"]) and row["targets"] not in ("", "peft-default")),
-            "adapters unknown",
-        ),
+        (adapters_known(row), "adapters unknown"),
         (not row["n_layers_override"], "another number of layers"),
         (row["metric"] in METRICS, f"metric {row['metric'].partition(':')[0]}"),
     )
-    for holds, reason in checks:
-        if not holds:
-            raise Reason(reason)
+    require(checks)
     try:
         catalog.model(row["model"])
     except VramcalcError:

@@ -9,20 +9,21 @@ References:
 
 from __future__ import annotations
 
-import csv
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from vramcalc import tables
 from vramcalc.calibration_files import current
-from vramcalc.errors import DataError, VramcalcError
+from vramcalc.errors import VramcalcError
 from vramcalc.estimation import Estimate, estimate
 from vramcalc.interval import Interval
 from vramcalc.job import Job
 from vramcalc.likeness import recipe_id
-from vramcalc.measured_jobs import Reason, Row, measured, settings_of
+from vramcalc.measured_jobs import measured, settings_of
+from vramcalc.published_rows import Reason, Row
 from vramcalc.specs import Gpu
 
 COLUMNS = (
@@ -97,21 +98,13 @@ class Prediction:
         }
 
 
-def read_measurements(path: str | Path) -> list[Row]:
+def read_measurements(path: str | Path) -> Sequence[Row]:
     """Rows of a file in the schema.
 
     Raises:
-        DataError: no such file, not CSV text, or columns are missing.
+        DataError: no such file, not CSV text, or columns or fields are missing.
     """
-    try:
-        with Path(path).open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            missing = [c for c in COLUMNS if c not in (reader.fieldnames or ())]
-            if missing:
-                raise DataError(f"{path} lacks the columns {', '.join(missing)}; see tables/measurements.csv")
-            return list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as err:
-        raise DataError(f"{path} cannot be read as CSV: {err}; give a file like tables/measurements.csv") from err
+    return tables.read_file(Path(path), "give a file like tables/measurements.csv", COLUMNS)
 
 
 def quantity_of(metric: str) -> str:
@@ -128,7 +121,7 @@ def held_out_interval(found: Estimate, metric: str, value: int) -> Interval:
     return found.interval(quantity_of(metric), value_bytes=value, calibration=without)
 
 
-def predict(rows: list[Row], *, calibrated: bool = True) -> Iterator[Prediction]:
+def predict(rows: Sequence[Row], *, calibrated: bool = True) -> Iterator[Prediction]:
     """Predict every row that can be; metrics of one run share its walk.
 
     Args:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import datetime
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -32,29 +33,30 @@ def read(name: str) -> tuple[Row, ...]:
     return read_file(directory() / f"{name}.csv")
 
 
-def read_file(path: Path, remedy: str = "reinstall the package") -> tuple[Row, ...]:
+def read_file(path: Path, remedy: str = "reinstall the package", columns: Sequence[str] = ()) -> tuple[Row, ...]:
     """Rows of a CSV file with a header.
 
     Args:
         path: of the file.
         remedy: what to do where it cannot be read.
+        columns: that it must have; others are carried along.
 
     Raises:
-        DataError: the file is missing or no text, or a row has more or fewer fields than the header.
+        DataError: the file is missing or no text, it lacks columns, or a row has more or fewer fields than the header.
     """
     try:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
-            rows = tuple(reader)
+            header, rows = reader.fieldnames or (), tuple(reader)
     except OSError as err:
-        raise DataError(f"{path}: {err.strerror}: expected a table; {remedy}") from err
+        raise DataError(f"{path} cannot be read: {err.strerror}: expected a table; {remedy}") from err
     except (UnicodeDecodeError, csv.Error) as err:
         raise DataError(f"{path}: {err}: expected comma-separated UTF-8 text; {remedy}") from err
+    if missing := [name for name in columns if name not in header]:
+        raise DataError(f"{path} lacks the columns {', '.join(missing)}; {remedy}")
     for number, row in enumerate(rows, start=2):
         if None in row or None in row.values():
-            raise DataError(
-                f"{path}, row {number}: expected {len(reader.fieldnames or ())} fields; quote those with commas"
-            )
+            raise DataError(f"{path}, row {number}: expected {len(header)} fields; quote those with commas")
     return rows
 
 

@@ -9,9 +9,8 @@ References:
 
 from __future__ import annotations
 
-import csv
 import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,6 +20,7 @@ from vramcalc import catalog, matrices, tables
 from vramcalc.errors import DataError, Unsupported
 from vramcalc.flops import Tokens, seen
 from vramcalc.matrices import Matrices
+from vramcalc.published_rows import DTYPES, Reason, Row, adapters_known, adapters_of, require
 from vramcalc.specs import FullFineTuning, LoRA, Method, QLoRA, Stack, TrainingSpec
 from vramcalc.timing_terms import Recipe, Work, work_of
 
@@ -32,9 +32,6 @@ COLUMNS = (
 )  # fmt: skip
 """What a file must have; other columns are carried along."""
 
-Row = Mapping[str, str]
-
-_DTYPES: dict[str, Any] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 _KINDS = ("fixed", "packed", "padded", "padding_free", "mean_known", "max_not_reached")
 _CHECKPOINTING: dict[str, Any] = {
     "none": "none",
@@ -91,35 +88,20 @@ class MeasuredStep:
         return self.row["source"].partition("@")[0].split(" ")[0]
 
 
-class _Reason(Unsupported):
-    """Why a row is not predicted, in few words: rows are counted by it."""
-
-
-def read_throughput(path: str | Path) -> list[Row]:
+def read_throughput(path: str | Path) -> Sequence[Row]:
     """Rows of a file in the schema.
 
     Raises:
         DataError: no such file, not CSV text, columns are missing, or a row holds what its column does not allow; the
             message names the line and the column.
     """
-    try:
-        with Path(path).open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            missing = [c for c in COLUMNS if c not in (reader.fieldnames or ())]
-            if missing:
-                raise DataError(f"{path} lacks the columns {', '.join(missing)}; see tables/throughput.csv")
-            rows: list[Row] = []
-            for row in reader:
-                _check(row, f"{path}, line {reader.line_num}")
-                rows.append(row)
-            return rows
-    except (OSError, UnicodeDecodeError, csv.Error) as err:
-        raise DataError(f"{path} cannot be read as CSV: {err}; give a file like tables/throughput.csv") from err
+    rows = tables.read_file(Path(path), "give a file like tables/throughput.csv", COLUMNS)
+    for line, row in enumerate(rows, start=2):
+        _check(row, f"{path}, line {line}")
+    return rows
 
 
-def _check(row: dict[str, str], where: str) -> None:
-    if None in row or None in row.values():
-        raise DataError(f"{where}: expected as many fields as the header has; quote those with commas")
+def _check(row: tables.Row, where: str) -> None:
     if not row["case_id"]:
         raise DataError(f"{where}: case_id is empty; give each row an id")
     if not row["source"]:
@@ -183,11 +165,11 @@ def _model(row: Row) -> Matrices:
     if found is not None:
         return found
     if row["model"].lower() not in _in_table():
-        raise _Reason(f"matrices unknown: {row['model']}")
+        raise Reason(f"matrices unknown: {row['model']}")
     try:
         return Matrices.of(catalog.model(row["model"]))
     except Unsupported:
-        raise _Reason(f"matrices unknown: {row['model']}") from None
+        raise Reason(f"matrices unknown: {row['model']}") from None
 
 
 @cache
@@ -211,37 +193,26 @@ def _refuse(row: Row) -> None:
         (row["sharding"] != "zero3", "ZeRO-3, which gathers weights by module"),
         (row["offload"] in ("none", ""), f"offload of {row['offload']}"),
         ("implausible" not in row["note"], "implausible: beyond the GPU's peak"),
-        (row["weights_dtype"] in _DTYPES, "weights dtype unknown"),
+        (row["weights_dtype"] in DTYPES, "weights dtype unknown"),
         (bool(row["micro_batch"]) and bool(row["seq_len"]), "batch unknown"),
-        (
-            row["method"] == "full" or (bool(row["rank"]) and row["targets"] not in ("", "peft-default")),
-            "adapters unknown",
-        ),
+        (adapters_known(row), "adapters unknown"),
         (row["unit"] in _UNITS, f"unit: {row['unit']}"),
     )
-    for holds, reason in checks:
-        if not holds:
-            raise _Reason(reason)
+    require(checks)
 
 
 def _method(row: Row) -> Method:
     if row["method"] == "full":
         return FullFineTuning()
-    fields: dict[str, Any] = {
-        "rank": int(row["rank"]),
-        "lora_dropout": float(row["lora_dropout"] or 0),
-        "target_modules": row["targets"].split(";") if row["targets"] != "all-linear" else "all-linear",
-        "modules_to_save": [m for m in row["modules_to_save"].split(";") if m],
-    }
     if row["method"] == "lora":
-        return LoRA(**fields)
-    return QLoRA(**fields, bnb_4bit_compute_dtype=_DTYPES[row["weights_dtype"]])
+        return LoRA(**adapters_of(row))
+    return QLoRA(**adapters_of(row), bnb_4bit_compute_dtype=DTYPES[row["weights_dtype"]])
 
 
 def _stack(row: Row) -> Stack:
     return Stack(
-        dtype=_DTYPES[row["weights_dtype"]],
-        autocast=_DTYPES.get(row["autocast"]),
+        dtype=DTYPES[row["weights_dtype"]],
+        autocast=DTYPES.get(row["autocast"]),
         adapter_dtype="float32" if row["adapter_dtype"] in ("fp32", "") else "weights",
         prepare_model_for_kbit_training=row["kbit_prepare"] == "1",
         attn_implementation="eager" if row["attention"] == "eager" else "sdpa",
@@ -255,7 +226,7 @@ def _tokens(row: Row, training: TrainingSpec, model: Matrices) -> Tokens:
     if row["seq_kind"] in ("fixed", "packed"):
         return Tokens.padded([seq] * batch, window=model.sliding_window)
     if not row["tokens_per_step"]:
-        raise _Reason("lengths unknown")
+        raise Reason("lengths unknown")
     total = float(row["tokens_per_step"]) / training.gradient_accumulation_steps
     length = max(1, round(total / batch))
     n = round(total)

@@ -12,7 +12,8 @@ from typing import Any
 
 from vramcalc import tables
 from vramcalc.errors import Unsupported
-from vramcalc.throughput import MeasuredStep, Row, measured_step, read_throughput
+from vramcalc.published_rows import Row
+from vramcalc.throughput import MeasuredStep, measured_step, read_throughput
 from vramcalc.timing_fit import sample
 from vramcalc.timing_intervals import LeftOut, covered, held_out, predicted
 from vramcalc.timing_table import timing_table

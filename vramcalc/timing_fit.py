@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from vramcalc import catalog
 from vramcalc.errors import DataError, Unsupported
-from vramcalc.throughput import MeasuredStep, Row, measured_step
+from vramcalc.published_rows import Row
+from vramcalc.throughput import MeasuredStep, measured_step
 from vramcalc.timing_model import (
     CORNER,
     GPU_SPREAD,

@@ -1,0 +1,43 @@
+"""What tables of published figures have in common: the words of their rows, and why a row is not predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from vramcalc.errors import Unsupported
+
+Row = Mapping[str, str]
+
+DTYPES: dict[str, Any] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+"""Their names for dtypes, and torch's."""
+
+
+class Reason(Unsupported):
+    """Why a row is not predicted, in few words: rows are counted by it."""
+
+
+def require(checks: Iterable[tuple[object, str]]) -> None:
+    """Go through what has to hold, and why a row is not predicted where it does not.
+
+    Raises:
+        Reason: the first that does not hold.
+    """
+    for holds, reason in checks:
+        if not holds:
+            raise Reason(reason)
+
+
+def adapters_known(row: Row) -> bool:
+    """Whether a row says all about its adapters, if it has any."""
+    return row["method"] == "full" or (bool(row["rank"]) and row["targets"] not in ("", "peft-default"))
+
+
+def adapters_of(row: Row) -> dict[str, Any]:
+    """The fields of :class:`vramcalc.specs.LoRA` that a row gives."""
+    return {
+        "rank": int(row["rank"]),
+        "lora_dropout": float(row["lora_dropout"] or 0),
+        "target_modules": "all-linear" if row["targets"] == "all-linear" else row["targets"].split(";"),
+        "modules_to_save": [m for m in row["modules_to_save"].split(";") if m],
+    }
