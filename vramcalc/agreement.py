@@ -15,6 +15,7 @@ from vramcalc.describe import SHORT_DTYPES, method_line
 from vramcalc.difference import LiveRow, first_difference
 from vramcalc.errors import InvalidValue, MissingExtra, Unsupported
 from vramcalc.estimation import Estimate, estimate_job, make_job
+from vramcalc.installed import installed_versions
 from vramcalc.job import Job
 from vramcalc.plaintext import table
 from vramcalc.releases import minor_release
@@ -153,8 +154,6 @@ def other_release(job: Job, libraries: Iterable[str] = ("transformers",)) -> str
         MissingExtra: a library to trace with is not installed.
     """
     _checked_installed()
-    from vramcalc.profiling.result import installed_versions
-
     installed = installed_versions()
     for library in libraries:
         asked = getattr(job.stack, library)

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from vramcalc.calibration import Calibration, Recipe
 from vramcalc.calibration_checks import Coverage, Held, coverage, held, score
-from vramcalc.calibration_files import current, data_folder, digest, own_path, read, shipped, to_json
+from vramcalc.calibration_files import current, digest, own_path, read, shipped, to_json
 from vramcalc.calibration_fit import fit, merged, profiled
 from vramcalc.errors import DataError
 from vramcalc.files import write_whole
+from vramcalc.folders import data_folder
 from vramcalc.profiles import ProfileRow, read_profiles
 
 _NOISE = 0.02

@@ -14,6 +14,7 @@ from typing import Any
 from vramcalc import tables
 from vramcalc.calibration import Calibration, ContextTerm, Recipe, Tried
 from vramcalc.errors import DataError
+from vramcalc.folders import data_folder
 from vramcalc.likeness import Likeness
 
 SCHEMA, VERSION = "vramcalc-calibration", 1
@@ -46,20 +47,6 @@ def shipped_path() -> Path:
 def own_path() -> Path:
     """Where ``vramcalc calibrate`` puts a user's own."""
     return data_folder() / "calibration.json"
-
-
-@cache
-def _user_data_dir(of: str) -> Path:
-    from platformdirs import user_data_dir
-
-    return Path(user_data_dir("vramcalc"))
-
-
-def data_folder() -> Path:
-    """Folder of this user's profiles and calibration."""
-    import os
-
-    return _user_data_dir(f"{os.environ.get('XDG_DATA_HOME')} {os.environ.get('HOME')}")
 
 
 def current() -> Calibration:

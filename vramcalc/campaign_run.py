@@ -9,9 +9,8 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import platformdirs
-
 from vramcalc.campaign import Campaign, Planned
+from vramcalc.folders import data_folder
 from vramcalc.measuring import LIMIT_S, Place, Worker
 from vramcalc.profile_metrics import inconsistencies
 from vramcalc.profiles import ProfileRow, parse
@@ -24,7 +23,7 @@ _SLACK = 0.25
 
 def default_output(name: str) -> Path:
     """Where rows of a campaign go unless another file is named: the user's data folder."""
-    return Path(platformdirs.user_data_dir("vramcalc")) / "profiles" / f"{name}.jsonl"
+    return data_folder() / "profiles" / f"{name}.jsonl"
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from typing import Literal
 from vramcalc.errors import InvalidValue, Unsupported
 from vramcalc.matrices import Linear, Matrices
 from vramcalc.methods.lora import is_saved, is_target, layers_alike
-from vramcalc.specs import LoRA, Method, ModelSpec, QLoRA, Stack, TrainingSpec
+from vramcalc.specs import LoRA, Method, ModelSpec, QLoRA, Stack, TrainingSpec, kbit_prepared
 
 What = Literal["layers", "adapters", "attention", "head"]
 Phase = Literal["forward", "recomputation", "input gradients", "weight gradients"]
@@ -184,8 +184,7 @@ class _Counter:
         self.adapters = self.method if isinstance(self.method, LoRA) else None
         self.checkpointing = self.training.gradient_checkpointing
         stack = self.stack
-        prepared = isinstance(self.method, QLoRA) and stack.prepare_model_for_kbit_training
-        self.stream = "float32" if prepared else stack.dtype
+        self.stream = "float32" if kbit_prepared(self.method, stack) else stack.dtype
         low = self.method.bnb_4bit_compute_dtype if isinstance(self.method, QLoRA) else stack.dtype
         self.base_dtype = stack.autocast or low
         self.around = stack.autocast or self.stream

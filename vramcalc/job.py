@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from vramcalc.errors import Unsupported
 from vramcalc.methods.lora import adapts_whole_mlp, copy_dtype, is_saved, is_target, usual_adapter_dtype
 from vramcalc.releases import EXPERTS_CHECKED, minor_release
-from vramcalc.specs import FullFineTuning, LoRA, Method, ModelSpec, QLoRA, Stack, TrainingSpec
+from vramcalc.specs import FullFineTuning, LoRA, Method, ModelSpec, QLoRA, Stack, TrainingSpec, kbit_prepared
 
 _EXPERTS = (
     *(f"block_sparse_moe.{name}" for name in ("gate", "experts.0.w1", "experts.0.w2", "experts.0.w3")),
@@ -119,8 +119,7 @@ class Job:
             raise Unsupported(
                 f"{version} sorts tokens by expert in a way that has not been checked; use {known}, or 4.57 or earlier"
             )
-        prepared = isinstance(method, QLoRA) and stack.prepare_model_for_kbit_training
-        if stack.dtype != "bfloat16" or prepared:
+        if stack.dtype != "bfloat16" or kbit_prepared(method, stack):
             raise Unsupported(
                 f"{version} keeps all experts in one tensor, which bitsandbytes leaves in 16 bits; checked in bfloat16 "
                 "only: set dtype='bfloat16' and, for QLoRA, prepare_model_for_kbit_training=False, which would raise "
@@ -176,10 +175,9 @@ class Job:
             return False
         if isinstance(self.method, FullFineTuning):
             return self.stack.dtype == "float16"
-        prepared = isinstance(self.method, QLoRA) and self.stack.prepare_model_for_kbit_training
         found = {usual_adapter_dtype(self.method, self.stack)}
         if self.method.modules_to_save:
-            found.add(copy_dtype(self.stack, "float32" if prepared else self.stack.dtype))
+            found.add(copy_dtype(self.stack, "float32" if kbit_prepared(self.method, self.stack) else self.stack.dtype))
         return "float16" in found
 
     @property

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from vramcalc.job import Job
 from vramcalc.shadow.dispatch import attention_kernel
-from vramcalc.specs import Gpu, LoRA, QLoRA
+from vramcalc.specs import Gpu, LoRA, QLoRA, kbit_prepared
 
 _VERSIONS = frozenset({"torch", "transformers", "peft", "bitsandbytes"})
 _ELSEWHERE = _VERSIONS | {
@@ -40,17 +40,13 @@ class Likeness:
 
 def kernel(job: Job) -> str:
     """The attention kernel that runs: ``eager``, ``flash-attn 2``, or the one behind SDPA."""
-    dtype = job.stack.autocast or ("float32" if _raised(job) else job.stack.dtype)
+    dtype = job.stack.autocast or ("float32" if kbit_prepared(job.method, job.stack) else job.stack.dtype)
     windowed = job.model.sliding_window is not None and job.training.seq_len >= job.model.sliding_window
     masked = job.training.padded or windowed
     found, _ = attention_kernel(
         job.model, job.stack, dtype=dtype, masked=masked, compute_capability=job.compute_capability
     )
     return "flash-attn 2" if job.stack.attn_implementation == "flash_attention_2" else found
-
-
-def _raised(job: Job) -> bool:
-    return isinstance(job.method, QLoRA) and job.stack.prepare_model_for_kbit_training
 
 
 def likeness(job: Job, architecture: str | None) -> Likeness:

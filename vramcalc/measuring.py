@@ -17,19 +17,18 @@ import tempfile
 import threading
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from vramcalc.alloc_conf import ENVIRONMENT
 from vramcalc.detect import Detection, detect_gpus
 from vramcalc.errors import InvalidValue, MissingExtra, VramcalcError
+from vramcalc.folders import cache_folder
+from vramcalc.installed import installed_versions
 from vramcalc.profiles import ProfileRow, Recipe, measurement_key
 from vramcalc.row_log import locked
 from vramcalc.specs import Gpu, Stack
 
-LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "liger-kernel", "trl", "torchao")
 LIMIT_S = 900.0
 """A job that takes longer is given up, and says so."""
 _NEEDED = ("torch", "transformers", "peft", "accelerate")
@@ -92,13 +91,7 @@ def versions() -> dict[str, str]:
     """Releases of vramcalc and of the libraries that decide memory and speed, those that are installed."""
     from vramcalc import __version__
 
-    found = {"vramcalc": __version__}
-    for library in LIBRARIES:
-        try:
-            found[library] = version(library)
-        except PackageNotFoundError:
-            continue
-    return found
+    return {"vramcalc": __version__, **installed_versions("accelerate", "torchao")}
 
 
 class Worker:
@@ -247,8 +240,6 @@ def _alone_on(where: Place) -> Any:
     """Nobody else of this user measures on the GPU: two jobs on one card would each see the other's memory."""
     if where.uuid is None:
         return nullcontext()
-    import platformdirs
-
-    folder = Path(platformdirs.user_cache_dir("vramcalc"))
+    folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
     return locked(folder / f"{where.uuid}")

@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 
 from vramcalc import catalog, tables
 from vramcalc.errors import DataError, InvalidValue, UnknownName
+from vramcalc.folders import cache_folder
 
 Tier = Literal["on_demand", "spot"]
 Kind = Literal["provider_api", "curated", "derived", "gpuhunt"]
@@ -109,9 +110,7 @@ def shipped_path() -> Path:
 
 def refreshed_path() -> Path:
     """Where ``vramcalc prices refresh`` puts its table."""
-    from platformdirs import user_cache_path
-
-    return user_cache_path("vramcalc", appauthor=False) / "prices.csv"
+    return cache_folder() / "prices.csv"
 
 
 def current() -> Prices:

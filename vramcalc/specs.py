@@ -301,3 +301,8 @@ class Stack(Spec):
         """Settings of torch's caching allocator."""
         settings = read(self.alloc_conf).settings if self.alloc_conf else AllocatorSettings()
         return replace(settings, expandable_segments=True) if self.expandable_segments else settings
+
+
+def kbit_prepared(method: Method, stack: Stack) -> bool:
+    """Whether PEFT's ``prepare_model_for_kbit_training`` ran: a setting of every recipe that only QLoRA heeds."""
+    return isinstance(method, QLoRA) and stack.prepare_model_for_kbit_training

@@ -21,7 +21,7 @@ from typing import Literal
 from vramcalc.flops import Flops, Tokens, step_flops
 from vramcalc.matrices import Matrices
 from vramcalc.methods.lora import is_saved, is_target, layers_alike
-from vramcalc.specs import FullFineTuning, LoRA, Method, QLoRA, Stack, TrainingSpec
+from vramcalc.specs import FullFineTuning, LoRA, Method, QLoRA, Stack, TrainingSpec, kbit_prepared
 
 Kernel = Literal["flash", "efficient", "eager"]
 _ACCESSES = {
@@ -208,7 +208,7 @@ class _Sizes:
     @property
     def prepared(self) -> bool:
         """Whether what bitsandbytes leaves alone is in float32."""
-        return isinstance(self.method, QLoRA) and self.stack.prepare_model_for_kbit_training
+        return kbit_prepared(self.method, self.stack)
 
     @property
     def norms_float32(self) -> bool:

@@ -15,7 +15,7 @@ from torch import nn
 
 from vramcalc.errors import Unsupported
 from vramcalc.profiling.releases import dtype_argument
-from vramcalc.specs import FullFineTuning, LoRA, Method, ModelSpec, QLoRA, Stack, TrainingSpec
+from vramcalc.specs import FullFineTuning, LoRA, Method, ModelSpec, QLoRA, Stack, TrainingSpec, kbit_prepared
 
 _BNB_OPTIMIZERS = {
     "adamw_bnb_32bit": ("AdamW32bit", {}),
@@ -134,7 +134,7 @@ def attach(
     else:
         for parameter in model.parameters():
             parameter.requires_grad_(False)
-        if isinstance(method, QLoRA) and stack.prepare_model_for_kbit_training:
+        if kbit_prepared(method, stack):
             prepare_kbit(model)
         if adapt is not None:
             model = adapt(model)

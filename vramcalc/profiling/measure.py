@@ -17,13 +17,13 @@ import torch
 from torch import nn
 
 from vramcalc.device_use import DeviceUse, Polled
+from vramcalc.installed import installed_versions
 from vramcalc.profiling import live_blocks
 from vramcalc.profiling.build import attention_of, build, seen_backend
 from vramcalc.profiling.device import Device
 from vramcalc.profiling.job import build_optimizer, forget_optimizers, torch_dtype
 from vramcalc.profiling.loop import Loop, Marker
 from vramcalc.profiling.phases import PhasePeaks, Unmarked
-from vramcalc.profiling.result import installed_versions
 from vramcalc.profiling.smallest import search
 from vramcalc.specs import Method, ModelSpec, Stack, TrainingSpec
 from vramcalc.units import MIB

@@ -4,28 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from vramcalc.installed import installed_versions
 from vramcalc.shadow.replay import Replay, replay
 
 if TYPE_CHECKING:
     from vramcalc.alloc_conf import AllocatorSettings
     from vramcalc.profiling.recorder import Allocation
-
-LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "liger-kernel", "trl")
-
-
-def installed_versions() -> dict[str, str]:
-    """Versions of the libraries that decide memory, those that are installed."""
-    found = {}
-    for library in LIBRARIES:
-        try:
-            found[library] = version(library)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 @dataclass(frozen=True)
