@@ -30,6 +30,7 @@ LAYERS = (
         "plaintext",
         "progress",
         "releases",
+        "residuals",
         "row_log",
         "units",
         "visible",

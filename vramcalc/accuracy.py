@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from vramcalc.measured_jobs import TRAINERS, capacity_bytes
 from vramcalc.measurements import Prediction, predict, read_measurements
 from vramcalc.published_rows import Row
+from vramcalc.residuals import residuals
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -135,16 +136,9 @@ def _groups(predictions: Sequence[Prediction]) -> Iterable[Group]:
     keys = sorted({_key(p) for p in predictions})
     for key in keys:
         mine = [p for p in predictions if _key(p) == key]
-        errors = [p.error or 0.0 for p in mine]
-        worst, case = max(zip(errors, (p.row["case_id"] for p in mine), strict=True), key=lambda pair: abs(pair[0]))
         yield Group(
             *key,
-            count=len(mine),
-            mape=statistics.fmean(map(abs, errors)),
-            bias=statistics.fmean(errors),
-            median=statistics.median(map(abs, errors)),
-            worst=worst,
-            worst_case=case,
+            **residuals([(p.error or 0.0, p.row["case_id"]) for p in mine]),
             covered=statistics.fmean(float(p.covered) for p in mine),
             width=statistics.fmean(p.width for p in mine),
         )

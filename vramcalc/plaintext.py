@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from tabulate import tabulate
@@ -32,6 +33,14 @@ def filled_table(rows: Sequence[Sequence[object]], headers: Sequence[str], right
     columns = list(zip(headers, *rows, strict=True))[:-1]
     taken = sum(max(len(title) + 2, *(len(str(cell)) for cell in cells)) + 2 for title, *cells in columns)
     return table(rows, headers, right, wrap=[*[None] * len(columns), max(_NARROWEST, WIDEST - 2 - taken)])
+
+
+def counted(title: str, counts: Counter[str], widest: int | None = None) -> str:
+    """How many rows there are, and a table of how many for which reason, the most frequent first."""
+    body = [(f"{n:,}", reason) for reason, n in counts.most_common()]
+    return (
+        f"{title}: {sum(counts.values()):,} rows\n{table(body, ('', ''), right=(0,), wrap=widest and (None, widest))}"
+    )
 
 
 def wrapped(line: str, indent: str = "", width: int = WIDTH) -> str:

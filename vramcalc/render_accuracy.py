@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from vramcalc.accuracy import Accuracy, Group
 from vramcalc.conformal import LEVEL
 from vramcalc.describe import span
-from vramcalc.plaintext import table
+from vramcalc.plaintext import counted, table
 from vramcalc.units import gib
 
 
@@ -28,8 +28,7 @@ def accuracy_text(found: Accuracy, *, rows: bool = False) -> str:
         rows_out, foreseen = found.out_of_memory
         parts.append(f"runs that ended out of memory: {rows_out}; predicted to need more than the GPU has: {foreseen}")
     if found.unsupported:
-        body = [(f"{n:,}", reason) for reason, n in found.unsupported.most_common()]
-        parts.append(f"unsupported: {sum(found.unsupported.values()):,} rows\n{table(body, ('', ''), right=(0,))}")
+        parts.append(counted("unsupported", found.unsupported))
     parts.append(_intervals(found))
     if rows:
         parts.append(_rows(found))

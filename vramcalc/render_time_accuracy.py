@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vramcalc.plaintext import table
+from vramcalc.plaintext import counted, table
 from vramcalc.time_accuracy import TimeAccuracy, TimedRow, TimeGroup
 
 _HEADERS = ("GPU", "method", "rows", "MAPE", "median", "bias", "worst", "covered", "width", "worst row")
@@ -20,8 +20,7 @@ def time_accuracy_text(found: TimeAccuracy, *, rows: bool = False) -> str:
     if found.apart:
         parts.append(f"apart: padding is unknown, the work a lower bound\n{_groups(found.apart)}")
     if found.unsupported:
-        body = [(f"{n:,}", reason) for reason, n in found.unsupported.most_common()]
-        parts.append(f"unsupported: {sum(found.unsupported.values()):,} rows\n{table(body, ('', ''), right=(0,))}")
+        parts.append(counted("unsupported", found.unsupported))
     parts.append("covered: rows within the 90 % interval; width: how far its upper end is above the prediction")
     if rows:
         parts.append(_rows(found.rows))

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from vramcalc.agreement import TOLERANCE
-from vramcalc.plaintext import table
+from vramcalc.plaintext import counted, table
 from vramcalc.regimes import REGIME
 from vramcalc.releases import minor_release
 from vramcalc.trace_accuracy import RESERVED_TOLERANCE, Compared, TraceAccuracy
@@ -21,9 +21,7 @@ def traces_text(found: TraceAccuracy, *, rows: bool = False) -> str:
     if beyond := [c for c in found.compared if c.status in ("explained", "unexplained")]:
         parts.append(f"Beyond that: {len(beyond)} rows\n{_beyond(beyond)}")
     if found.not_traced:
-        body = [(f"{n:,}", reason) for reason, n in found.not_traced.most_common()]
-        count = sum(found.not_traced.values())
-        parts.append(f"Not traced: {count:,} rows\n{table(body, ('', ''), right=(0,), wrap=(None, 84))}")
+        parts.append(counted("Not traced", found.not_traced, widest=84))
     if not found.stored:
         parts.append(_drift(found))
     if rows:

@@ -13,6 +13,7 @@ from typing import Any
 from vramcalc import tables
 from vramcalc.errors import Unsupported
 from vramcalc.published_rows import Row
+from vramcalc.residuals import residuals
 from vramcalc.throughput import MeasuredStep, measured_step, read_throughput
 from vramcalc.timing_fit import sample
 from vramcalc.timing_intervals import LeftOut, covered, held_out, predicted
@@ -181,17 +182,13 @@ def _by_regime(left_out: str, errors: Sequence[_Error]) -> Iterator[TimeGroup]:
 
 
 def _group(left_out: str, gpu: str, method: str, errors: Sequence[_Error]) -> TimeGroup:
-    values = [e.error for e in errors]
-    worst = max(errors, key=lambda e: abs(e.error))
     held = [e.covered for e in errors if e.covered is not None]
     widths = [math.exp(e.width) - 1 for e in errors if e.width is not None]
     return TimeGroup(
-        left_out, gpu, method, len(errors),
-        mape=statistics.fmean(map(abs, values)),
-        median=statistics.median(map(abs, values)),
-        bias=statistics.fmean(values),
-        worst=worst.error,
-        worst_case=worst.step.row["case_id"],
+        left_out,
+        gpu,
+        method,
+        **residuals([(e.error, e.step.row["case_id"]) for e in errors]),
         coverage=statistics.fmean(held) if held else None,
         width=statistics.fmean(widths) if widths else None,
-    )  # fmt: skip
+    )
