@@ -27,12 +27,7 @@ class Group:
         stack: trainer family.
         method: ``full``, ``lora``, ``qlora``.
         metric: what was measured.
-        count: rows.
-        mape: mean of the absolute errors.
-        bias: mean of the errors.
-        median: of the absolute errors.
-        worst: largest absolute error, with its sign.
-        worst_case: id of that row.
+        count: rows; it and the next five are those of :class:`vramcalc.residuals.Residuals`.
         covered: share of the rows within their 90 % intervals, made without runs of their recipes.
         width: mean of the intervals from end to end, over what is predicted.
     """

@@ -11,7 +11,6 @@ from vramcalc.calibration_checks import Coverage
 from vramcalc.plaintext import table
 from vramcalc.units import MIB
 
-_WORST = ("model", "method", "GPU", "quantity", "error", "interval")
 _HEADERS = ("left out", "quantity", "method", "attention", "figures", "recipes", "covered", "width")
 
 

@@ -30,12 +30,7 @@ class TimeGroup:
         left_out: what the fit had not seen of each row: its model, or its source.
         gpu: id, or ``all``.
         method: ``full``, ``lora``, ``qlora``, with the kind of four-bit weights where it is not bitsandbytes'.
-        count: rows.
-        mape: mean of the absolute errors.
-        median: of the absolute errors.
-        bias: mean of the errors.
-        worst: largest absolute error, with its sign.
-        worst_case: id of that row.
+        count: rows; it and the next five are those of :class:`vramcalc.residuals.Residuals`.
         coverage: share of the rows whose 90 % interval holds the measured duration.
         width: mean of upper end over prediction, less one.
     """
