@@ -49,7 +49,7 @@ def read_file(path: Path, remedy: str = "reinstall the package", columns: Sequen
             reader = csv.DictReader(file)
             header, rows = reader.fieldnames or (), tuple(reader)
     except OSError as err:
-        raise DataError(f"{path} cannot be read: {err.strerror}: expected a table; {remedy}") from err
+        raise DataError(f"{path}: {err.strerror}: cannot be read; expected a table; {remedy}") from err
     except (UnicodeDecodeError, csv.Error) as err:
         raise DataError(f"{path}: {err}: expected comma-separated UTF-8 text; {remedy}") from err
     if missing := [name for name in columns if name not in header]:
