@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from vramcalc import catalog
-from vramcalc.errors import VramcalcError
+from vramcalc.errors import DoesNotFit, VramcalcError
 from vramcalc.estimation import Estimate
 from vramcalc.lengths import PEFT_METAMATHQA
 from vramcalc.published_rows import DTYPES, Reason, Row, adapters_known, adapters_of, require
@@ -80,11 +81,24 @@ def measured(found: Estimate, row: Row, *, attached_later: bool = False) -> int:
             return found.block_bytes - less
         case "reserved_max":
             return found.reserved_bytes - less
-        case "process_used" | "device_used" | "oom":
+        case "process_used" | "device_used":
+            return reserved_on_its_gpu(found) + found.context.n_bytes
+        case "oom":
             return found.process_bytes
     if metric in _PEAKS:
         return max(i.n_bytes for i in found.instants if i.name.startswith(_PEAKS[metric]))
     return snapshots(found.walks)[_SNAPSHOTS[metric]] - less
+
+
+def reserved_on_its_gpu(found: Estimate) -> int:
+    """Peak of what is reserved where the GPU sets a limit: torch gives cached blocks back before it runs out. [B]"""
+    if found.gpu is None or found.process_bytes <= found.gpu.usable_bytes:
+        return found.reserved_bytes
+    limit = found.gpu.usable_bytes - found.context.n_bytes
+    try:
+        return found.walks.replay(replace(found.job.stack.allocator, limit_bytes=limit)).peak_reserved_bytes
+    except DoesNotFit:
+        return found.reserved_bytes
 
 
 def capacity_bytes(row: Row) -> int:

@@ -22,7 +22,7 @@ from vramcalc.estimation import Estimate, estimate
 from vramcalc.interval import Interval
 from vramcalc.job import Job
 from vramcalc.likeness import recipe_id
-from vramcalc.measured_jobs import measured, settings_of
+from vramcalc.measured_jobs import measured, reserved_on_its_gpu, settings_of
 from vramcalc.published_rows import Reason, Row
 from vramcalc.specs import Gpu
 
@@ -146,7 +146,7 @@ def predict(rows: Sequence[Row], *, calibrated: bool = True) -> Iterator[Predict
 def _predicted(row: Row, attached_later: bool, calibrated: bool) -> Prediction:
     found = estimate(row["model"], row["method"], **settings_of(row))
     if not calibrated and quantity_of(row["metric"]) == "process":
-        return Prediction(row, found.reserved_bytes, "", found.job, found.gpu)
+        return Prediction(row, reserved_on_its_gpu(found), "", found.job, found.gpu)
     value = measured(found, row, attached_later=attached_later)
     bare = Prediction(row, value, "", found.job, found.gpu)
     if not calibrated:
