@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -121,8 +122,8 @@ def test_a_number_is_within_its_bounds_and_a_higher_level_is_wider(number: str, 
     [
         ({"gpu": "b200", "dtype": "bfloat16", "bnb_4bit_compute_dtype": "bfloat16"}, "GPU generation Blackwell"),
         ({"optim": "lion_8bit"}, "optim lion_8bit"),
-        ({"loss": "fused_linear"}, "loss fused_linear"),
-        ({"model": "llama-2-13b"}, "13,015,864,320 parameters"),
+        ({"loss": "chunked"}, "loss chunked"),
+        ({"model": "llama-2-70b"}, "68,976,648,192 parameters"),
         ({"seq_len": 32768, "micro_batch_size": 1}, "sequences of 32,768 tokens"),
         ({"seq_lens": (512, 1024)}, "several lengths True"),
         ({"expandable_segments": True}, "allocator settings True"),
@@ -193,7 +194,7 @@ def checked(left_out: LeftOut) -> dict[str, Coverage]:
 
 
 @pytest.mark.parametrize("left_out", LEFT_OUT)
-@pytest.mark.parametrize(("quantity", "widest"), [("blocks", 0.04), ("reserved", 0.12)])
+@pytest.mark.parametrize(("quantity", "widest"), [("blocks", 0.04), ("reserved", 0.12), ("process", 0.3)])
 def test_held_out_intervals_hold_their_share_and_are_narrow(left_out: LeftOut, quantity: str, widest: float) -> None:
     found = checked(left_out)[quantity]
     assert found.covered >= LEVEL - 0.03
@@ -204,6 +205,27 @@ def test_held_out_intervals_hold_their_share_and_are_narrow(left_out: LeftOut, q
 def test_nor_are_they_wider_than_they_need_to_be(left_out: LeftOut) -> None:
     for quantity in ("blocks", "reserved", "process"):
         assert checked(left_out)[quantity].covered <= LEVEL + 0.05
+
+
+def test_a_process_seen_alone_says_what_was_reserved_beyond_the_context() -> None:
+    alone = [r for r in shipped().recipes if r.process_bytes and not r.context_bytes]
+    assert len(alone) > 30
+    for r in alone:
+        context = shipped().context(r.architecture).n_bytes
+        beyond = [math.log((n - context) / r.predicted_bytes["reserved"]) for n in r.process_bytes]
+        assert r.errors["reserved"] == pytest.approx(beyond, abs=1e-5)
+
+
+def test_what_is_unexplained_widens_the_intervals_of_its_own_kind_alone() -> None:
+    def apart(recipe: Recipe) -> bool:
+        return recipe.like.traits["loss"] == "fused_cross_entropy"
+
+    kind = next(r.like for r in shipped().recipes if apart(r) and r.like.regime == ("lora", "fused"))
+    usual = replace(kind, traits={**kind.traits, "loss": "full"})
+    without = shipped().without(apart)
+    assert shipped().outlook("reserved", usual).bounds(LEVEL) == without.outlook("reserved", usual).bounds(LEVEL)
+    (low, high), (usual_low, usual_high) = (shipped().outlook("reserved", x).bounds(LEVEL) for x in (kind, usual))
+    assert low < usual_low < usual_high < high
 
 
 def test_repeated_runs_of_a_recipe_count_as_one() -> None:

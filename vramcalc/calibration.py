@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
@@ -27,6 +27,8 @@ UNSEEN = 5.0
 _ROOT_UNSEEN = 1.0
 SEGMENT_BYTES = 2 * MIB
 """The least that torch's allocator asks the driver for; no interval is narrower on either side."""
+_APART = ("loss", "fused_cross_entropy")
+"""A setting whose reserved memory differs for a reason that is not known: what its runs say holds for it alone."""
 _PER_SETTING = 0.1
 """Power of the number of settings beyond what was checked, by which errors grow with it."""
 
@@ -155,14 +157,23 @@ class Calibration:
     def outlook(self, pool: Pool, like: Likeness) -> Outlook:
         """How the error of a job's prediction is spread."""
         beyond = len(self.unchecked(pool, like))
-        return Outlook(self.spread(pool, like.regime), self.between_groups(pool), beyond**_PER_SETTING if beyond else 0)
+        spread = self.spread(pool, like.regime)
+        if _apart(pool, like):
+            spread = self._once(("apart", pool, like.regime), lambda: self._spread_apart(pool, spread))
+        return Outlook(spread, self.between_groups(pool), beyond**_PER_SETTING if beyond else 0)
+
+    def _spread_apart(self, pool: Pool, wider: Spread) -> Spread:
+        return Spread.of(_errors(pool, (r for r in self.recipes if _apart(pool, r.like))), wider, UNSEEN)
+
+    def _usual(self, pool: Pool) -> list[Recipe]:
+        return [r for r in self.recipes if pool in r.errors and not _apart(pool, r.like)]
 
     def between_groups(self, pool: Pool) -> Spread:
         """Errors of a pool where every GPU of every source counts alike: what an unseen one may have."""
         return self._once(("groups", pool), lambda: self._between_groups(pool))  # type: ignore[no-any-return]
 
     def _between_groups(self, pool: Pool) -> Spread:
-        own = [r for r in self.recipes if pool in r.errors]
+        own = self._usual(pool)
         sizes = Counter((r.gpu, r.sources) for r in own)
         errors = [(e, 1 / len(r.errors[pool]) / sizes[r.gpu, r.sources]) for r in own for e in r.errors[pool]]
         return Spread.of(errors, None, _ROOT_UNSEEN)
@@ -172,12 +183,7 @@ class Calibration:
         return self._once(("spread", pool, regime), lambda: self._spread(pool, regime))  # type: ignore[no-any-return]
 
     def _spread(self, pool: Pool, regime: tuple[str, ...]) -> Spread:
-        own = [
-            (error, 1 / len(r.errors[pool]))
-            for r in self.recipes
-            if pool in r.errors and r.like.regime[: len(regime)] == regime
-            for error in r.errors[pool]
-        ]
+        own = _errors(pool, (r for r in self._usual(pool) if r.like.regime[: len(regime)] == regime))
         if not regime:
             return Spread.of(own, None, _ROOT_UNSEEN)
         return Spread.of(own, self.spread(pool, regime[:-1]), UNSEEN)
@@ -206,6 +212,16 @@ class Calibration:
             return found
         known = [c.n_bytes for c in documented_contexts().values()] + [t.n_bytes for t in self.contexts.values()]
         return replace(found, low_bytes=0, high_bytes=max(known))
+
+
+def _apart(pool: Pool, like: Likeness) -> bool:
+    name, value = _APART
+    return pool == "reserved" and like.traits.get(name) == value
+
+
+def _errors(pool: Pool, recipes: Iterable[Recipe]) -> list[tuple[float, float]]:
+    """Errors of a pool with their weights; every recipe counts alike."""
+    return [(error, 1 / len(errors)) for r in recipes if (errors := r.errors.get(pool)) for error in errors]
 
 
 def context_at(context: Context, share: float) -> float:

@@ -54,6 +54,11 @@ class _Runs:
 
     def made(self, name: str) -> Recipe:
         architecture = self.gpu.architecture or ""
+        if self.process and not self.reserved:
+            # Of a run whose process alone was seen, what it has beyond the context is what was reserved.
+            context, predicted = documented(architecture).n_bytes, self.predicted["reserved"]
+            beyond = [n - context for n in self.process.values()]
+            self.errors["reserved"] = [math.log(n / predicted) for n in beyond if n > 0]
         # Beside a predicted reserved peak the error of that prediction, gigabytes at times, would pass for a context.
         beside = [n - self.reserved[run] for run, n in self.process.items() if run in self.reserved]
         return Recipe(
