@@ -5,11 +5,14 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from small import tiny
+from small import TINY, tiny
 
 from vramcalc.errors import InvalidValue, Unsupported
+from vramcalc.estimation import make_job
 from vramcalc.releases import RELEASES, checked_releases, minor_release, release_of
-from vramcalc.specs import Stack
+from vramcalc.specs import ModelType, Stack
+from vramcalc.step import MAIN_WORKSPACE
+from vramcalc.walk import Walks
 
 
 def test_releases_follow_each_other_without_overlap() -> None:
@@ -63,3 +66,17 @@ def test_what_no_trace_was_compared_with_is_refused(settings: dict[str, object])
 def test_copied_logits_and_repeated_heads_take_more_than_the_newest_release() -> None:
     newest = tiny("lora", seq_len=256).allocated_bytes
     assert tiny("lora", seq_len=256, transformers="4.48").allocated_bytes > newest
+
+
+@pytest.mark.parametrize(
+    ("model_type", "transformers", "first"),
+    [("llama", "5.18", "freqs"), ("llama", "5.19", "mm"), ("mistral", "4.45", "mm"), ("mistral", "4.48", "freqs")],
+)
+def test_cublas_takes_its_workspace_at_the_first_product(model_type: ModelType, transformers: str, first: str) -> None:
+    job, _ = make_job(TINY.replace(model_type=model_type), "full", seq_len=16, transformers=transformers)
+    walks = Walks(job)
+    program, expansion, *_ = walks.written_out
+    ops = [program.births[b].op for b in expansion.births]
+    events = walks.stream.events
+    assert sorted(events) == sorted(expansion.events)
+    assert ops[events[events.index(ops.index(MAIN_WORKSPACE)) - 1]] == first

@@ -15,6 +15,7 @@ from vramcalc.job import Job
 from vramcalc.ledger import requested
 from vramcalc.profiling.trace import Trace, trace
 from vramcalc.step import Loop, Sizes
+from vramcalc.walk import with_workspace_at_product
 
 pytestmark = pytest.mark.trace
 
@@ -56,8 +57,9 @@ def shadow(job: Job) -> tuple[list[int], list[int], int]:
     loop = Loop(job, Sizes.of(job), job.model.num_hidden_layers)
     loop.steps([job.training.seq_len] * 2)
     end = loop.tape.marks[-1][0]
+    events = with_workspace_at_product(loop.tape.events[:end], lambda birth: loop.tape.births[birth].op, job.stack)
     start = next(i for i, phase, _ in loop.tape.marks if phase.startswith("step"))
-    return loop.tape.events[:end], [requested(b) for b in loop.tape.births], start
+    return events, [requested(b) for b in loop.tape.births], start
 
 
 def peak(events: list[int], sizes: list[int], start: int) -> int:

@@ -13,7 +13,7 @@ from vramcalc.job import Job
 from vramcalc.ledger import requested
 from vramcalc.step import Sizes
 from vramcalc.units import round_up
-from vramcalc.walk import walk
+from vramcalc.walk import walk, with_workspace_at_product
 
 if TYPE_CHECKING:
     from vramcalc.profiling.recorder import Allocation
@@ -115,12 +115,14 @@ def _predicted_rows(job: Job, lengths: Sequence[int], phase: str, asked: list[in
     made_in: dict[int, str] = {}
     made: list[int] = []
     total = best = highest = same = 0
-    ends = [*expansion.starts[1:], len(expansion.events)]
+    # All the workspace passes on its way belongs to one forward pass, so that the phases stay where they are.
+    events = with_workspace_at_product(expansion.events, lambda birth: births[birth].op, job.stack)
+    ends = [*expansion.starts[1:], len(events)]
     for start, end, instance in zip(expansion.starts, ends, program.instances, strict=True):
         name = program.segments[instance.segment].phase
         inside = _common(name) == _common(phase)
         for index in range(start, end):
-            event = expansion.events[index]
+            event = events[index]
             n_bytes = requested(births[event if event >= 0 else ~event])
             total += round_up(n_bytes, 512) if event >= 0 else -round_up(n_bytes, 512)
             if event < 0:
@@ -133,7 +135,7 @@ def _predicted_rows(job: Job, lengths: Sequence[int], phase: str, asked: list[in
                 if len(made) == len(asked):
                     same = index + 1
     alive: dict[int, None] = {}
-    for event in expansion.events[: same if made[: len(asked)] == asked else highest]:
+    for event in events[: same if made[: len(asked)] == asked else highest]:
         if event >= 0:
             alive[event] = None
         else:
@@ -148,7 +150,7 @@ def _predicted_rows(job: Job, lengths: Sequence[int], phase: str, asked: list[in
 
 
 def _common(phase: str) -> str:
-    """A phase as both sides can name it: an estimate walks two micro-steps for any number, and marks the head."""
+    """A phase as both sides can name it: an estimate walks three micro-steps for any number, and marks the head."""
     parts = phase.split(".")
     if len(parts) < 3:
         return phase

@@ -101,6 +101,12 @@ RELEASES = (
 )
 """The oldest first."""
 
+ROTARY_PRODUCT_UNTIL = (5, 18)
+"""Last release that works out rotary positions by a matrix product; later ones multiply them element by element.
+
+It is no trait of a release, as it moves nothing but cuBLAS's workspace.
+"""
+
 EXPERTS_CHECKED = ((5, 13), (5, 23))
 """Releases with all experts in one tensor whose traces were compared; 5.0 and 5.17 copy sorted tokens more often."""
 

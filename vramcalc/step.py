@@ -110,7 +110,8 @@ class Loop:
             tag = f"step{self._steps}"
             if self.job.stack.zero_grad == "start":
                 self._zero_grad(tag)
-            for micro in range(self._micro_steps):
+            # One more than differ: the third finds the heap as a pass that adds to gradients has left it.
+            for micro in range(min(self._accumulated, 3)):
                 self._micro_step(f"{tag}.{micro}", seq)
             self._optimizer_step(tag)
             self._steps += 1
@@ -120,14 +121,15 @@ class Loop:
         """One step of those after the first: every optimizer state is there already."""
         self.tape.mark("states")
         self.optimizer.prepare()
-        for thread in ("main", "autograd"):
-            self._workspace(thread)
+        for what in (MAIN_WORKSPACE, _AUTOGRAD_WORKSPACE):
+            self._workspace(what)
         seq = self.sizes.seq
         # The highest forward pass is one that finds the outputs of the pass before: those of another step if a step
         # has one pass only.
-        finds = self.job.stack.keeps_outputs == "next_forward" and self._micro_steps == 1
+        finds = self.job.stack.keeps_outputs == "next_forward" and self._accumulated == 1
         before = self.sizes.before if finds and self.sizes.before is not None else seq
-        for micro in range(self._micro_steps):
+        # Those that differ: the first, and one that adds to its gradients.
+        for micro in range(min(self._accumulated, 2)):
             self._micro_step(f"step.{micro}", before)
         if finds:
             self._zero_grad("step.0")
@@ -136,26 +138,25 @@ class Loop:
         self.tape.mark("end")
 
     @property
-    def _micro_steps(self) -> int:
-        """Micro-steps that differ: the first, and one that adds to its gradients."""
-        return min(self.job.training.gradient_accumulation_steps, 2)
+    def _accumulated(self) -> int:
+        return self.job.training.gradient_accumulation_steps
 
-    def _workspace(self, thread: str) -> None:
-        if thread not in self._workspaces:
+    def _workspace(self, what: str) -> None:
+        if what not in self._workspaces:
             n = cublas_workspace_bytes(self.job.compute_capability)
-            self._workspaces[thread] = Storage(self.tape, (n,), "uint8", f"cuBLAS, {thread} thread", "workspace")
+            self._workspaces[what] = Storage(self.tape, (n,), "uint8", what, "workspace")
 
     def _micro_step(self, tag: str, seq: Size) -> None:
         """Forward and backward of one micro-batch."""
         e, tape, stack = self.engine, self.tape, self.job.stack
         tape.mark(f"{tag}.forward")
-        self._workspace("main")
+        self._workspace(MAIN_WORKSPACE)
         batch = [e.new((self.sizes.batch, seq), "int64", what) for what in _BATCH]
         loss = self._forward(tag, batch[0])
         if stack.keeps_outputs == "no":
             del batch
         tape.mark(f"{tag}.backward")
-        self._workspace("autograd")
+        self._workspace(_AUTOGRAD_WORKSPACE)
         root = loss if self.scaler is None else self.scaler.scale(loss)
         gradient = e.new((), "float32", "gradient of the loss")
         e.backward(root.node, gradient)
@@ -236,6 +237,7 @@ class Loop:
         self.tape.at(None)
 
 
+MAIN_WORKSPACE, _AUTOGRAD_WORKSPACE = "cuBLAS, main thread", "cuBLAS, autograd thread"
 _BATCH = ("input_ids", "labels", "attention_mask")
 
 

@@ -33,6 +33,8 @@ _IN_PLACE = {
 """Backward formulas write into zeros of their own, and make a copy for subclasses of tensors, as fake ones are."""
 _MASKED_SELECT = torch.ops.aten.masked_select.default
 
+_PRODUCTS = frozenset({"mm", "addmm", "bmm", "baddbmm", "gemm_4bit"})
+
 HiddenBuffers = Callable[[str, tuple[Any, ...], dict[str, Any]], list[tuple[int, str]]]
 
 
@@ -67,6 +69,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         allocations: by id, in order of birth.
         events: ``id`` for a birth, ``~id`` for a death.
         marks: ``(index into events, phase)``.
+        at_product: called once, when the next matrix product has its result.
     """
 
     def __init__(self, hidden_buffers: HiddenBuffers) -> None:
@@ -78,6 +81,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.modules: list[str] = [""]
         self._live: dict[int, Allocation] = {}
         self._hidden = hidden_buffers
+        self.at_product: Callable[[], None] | None = None
 
     def mark(self, phase: str) -> None:
         """Open a phase."""
@@ -205,6 +209,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for tensor in tree_flatten(out)[0]:
             if isinstance(tensor, torch.Tensor):
                 self.see(tensor, name)
+        if self.at_product is not None and name in _PRODUCTS:
+            taken, self.at_product = self.at_product, None
+            taken()
         for buffer in buffers:
             self.free(buffer)
         return out

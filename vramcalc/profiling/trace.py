@@ -72,9 +72,20 @@ class _Marker:
 
     def mark(self, phase: str) -> None:
         self.recorder.mark(phase)
-        what = self.missing.pop(phase.rsplit(".", 1)[-1], None)
-        if what is not None and self.workspace_bytes:
-            self.recorder.allocate(self.workspace_bytes, what).label = "workspace"
+        kind = phase.rsplit(".", 1)[-1]
+        what = self.missing.pop(kind, None)
+        if what is None or not self.workspace_bytes:
+            return
+        if kind == "forward":
+            self.recorder.at_product = lambda: self._allocate(what)
+        else:
+            # Not at its first product: see vramcalc.walk.with_workspace_at_product.
+            self._allocate(what)
+
+    def _allocate(self, what: str) -> None:
+        made = self.recorder.allocate(self.workspace_bytes, what)
+        # It is no module's, whichever happens to run the first product.
+        made.label, made.module = "workspace", ""
 
     def label(self, tensor: torch.Tensor, label: str) -> None:
         self.recorder.label(tensor, label)

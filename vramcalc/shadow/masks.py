@@ -25,7 +25,7 @@ def causal_mask(
         batch: sequences.
         seq: tokens per sequence.
         implementation: of attention; the eager one always gets a mask, flash-attn never.
-        additive: SDPA, too, is given a mask in the model's dtype.
+        additive: SDPA, too, is given a mask in the model's dtype, made without a boolean one before.
         padded: the batch holds padding.
         sliding_window: of every layer; a sequence that does not reach it needs no mask.
         dtype: of the hidden states.
@@ -34,7 +34,8 @@ def causal_mask(
         None, or ``(batch, 1, seq, seq)``: boolean for SDPA, additive for eager attention.
 
     References:
-        transformers masking_utils.py, ``_ignore_causal_mask_sdpa``, ``sdpa_mask``, ``eager_mask``.
+        transformers masking_utils.py, ``_ignore_causal_mask_sdpa``, ``sdpa_mask``, ``eager_mask``; before 4.53
+        models/llama/modeling_llama.py and models/mistral/modeling_mistral.py, ``_update_causal_mask``.
     """
     if implementation == "flash_attention_2":
         return None
@@ -43,14 +44,42 @@ def causal_mask(
     windowed = sliding_window is not None and seq >= sliding_window
     if not eager and not padded and not windowed:
         return None
+    if additive:
+        return _additive_mask(e, batch, seq, windows=sliding_window is not None, dtype=dtype)
     mask = _boolean_mask(e, batch, seq, windows=sliding_window is not None)
-    if not eager and not additive:
+    if not eager:
         return mask
     zero = e.new((), dtype, "zeros")
     lowest = e.new((), dtype, "scalar_tensor")
     bias = e.new((batch, 1, seq, seq), dtype, "attention mask")
     del attention_mask, mask, zero, lowest
     return bias
+
+
+def _additive_mask(e: Engine, batch: Size, seq: Size, *, windows: bool, dtype: str) -> Tensor:
+    """The lowest number where a token must not look, made for one sequence and copied for the batch's padding."""
+    square, every = (seq, seq), (batch, 1, seq, seq)
+    lowest = e.new(square, dtype, "full")
+    if not windows:
+        lowest = e.new(square, dtype, "triu")
+    arange = e.new((seq,), "int64", "arange")
+    later = e.new(square, "bool", "gt")
+    del arange
+    if windows:
+        arange = e.new((seq,), "int64", "arange")
+        start = e.new((seq, 1), "int64", "sub")
+        outside = e.new(square, "bool", "le")
+        del arange, start, outside
+    else:
+        del later
+    mask = e.new(every, dtype, "attention mask")
+    del lowest
+    summed = e.new(every, dtype, "add")
+    padding = e.new(every, "bool", "eq")
+    del summed
+    filled = e.new(every, dtype, "masked_fill")
+    del filled, padding
+    return mask
 
 
 def _boolean_mask(e: Engine, batch: Size, seq: Size, *, windows: bool) -> Tensor:
