@@ -7,17 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 from vramcalc.errors import InvalidValue
 from vramcalc.figures.canvas import decades, drawing, in_gib, ink, to_gib, whole
+from vramcalc.measurements import quantity_of
 from vramcalc.palette import GREY, METHODS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
     from vramcalc.accuracy import Accuracy
     from vramcalc.measurements import Prediction
 
-_MARKERS = {"allocated_max": "o", "reserved_max": "s", "process_used": "^"}
-"""Of metrics; peaks within a phase have crosses."""
+_MARKERS = {"blocks": ("o", "allocated"), "reserved": ("s", "reserved"), "process": ("^", "process or device")}
+"""Of quantities, and their names."""
+_OTHER = ("+", "within the step")
 
 
 def accuracy(found: Accuracy) -> Figure:
@@ -45,7 +48,7 @@ def accuracy(found: Accuracy) -> Figure:
         right.set_ylabel("error of the prediction [%]")
         left.set_title(f"{len(rows):,} of {len(found.predictions):,} rows predicted")
         right.set_title("the same rows: predicted / measured - 1")
-        right.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=9)
+        right.legend(handles=_key(rows, ink(right)), loc="upper left", bbox_to_anchor=(1.0, 1.0))
         return whole(left)
 
 
@@ -54,17 +57,28 @@ def _points(on: Axes, rows: list[Prediction], y: Callable[[Prediction], float]) 
     for method, metric in sorted({(p.row["method"], p.row["metric"]) for p in rows}):
         mine = [p for p in rows if (p.row["method"], p.row["metric"]) == (method, metric)]
         colour = METHODS.get(method, GREY)
-        marker = _MARKERS.get(metric, "x" if "forward" in metric else "+")
+        marker, _ = _MARKERS.get(quantity_of(metric), _OTHER)
         hollow = [p.row["seq_kind"] == "max_not_reached" for p in mine]
         on.scatter(
             [to_gib(p.value_bytes or 0) for p in mine],
             [y(p) for p in mine],
             s=26,
             marker=marker,
-            **_inks(colour, hollow, line=marker in "x+"),
+            **_inks(colour, hollow, line=marker == "+"),
             linewidths=1,
             label=f"{method}, {metric.removeprefix('phase:').replace('_', ' ')}",
         )
+
+
+def _key(rows: list[Prediction], ink: str) -> list[Line2D]:
+    """What colours and markers mean; a series for each pair of them would leave no room for the picture."""
+    from matplotlib.lines import Line2D
+
+    methods = [m for m in METHODS if any(p.row["method"] == m for p in rows)]
+    markers = dict.fromkeys(_MARKERS.get(quantity_of(p.row["metric"]), _OTHER) for p in rows)
+    order = [m for m in (*_MARKERS.values(), _OTHER) if m in markers]
+    of_methods = [Line2D([], [], marker="o", linestyle="", color=METHODS[m], label=m) for m in methods]
+    return [*of_methods, *(Line2D([], [], marker=m, linestyle="", color=ink, label=name) for m, name in order)]
 
 
 def _inks(colour: str, hollow: list[bool], *, line: bool) -> dict[str, Any]:
