@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from vramcalc import catalog
@@ -94,9 +93,8 @@ def reserved_on_its_gpu(found: Estimate) -> int:
     """Peak of what is reserved where the GPU sets a limit: torch gives cached blocks back before it runs out. [B]"""
     if found.gpu is None or found.process_bytes <= found.gpu.usable_bytes:
         return found.reserved_bytes
-    limit = found.gpu.usable_bytes - found.context.n_bytes
     try:
-        return found.walks.replay(replace(found.job.stack.allocator, limit_bytes=limit)).peak_reserved_bytes
+        return found.walks.replay_within(found.gpu.usable_bytes - found.context.n_bytes).peak_reserved_bytes
     except DoesNotFit:
         return found.reserved_bytes
 

@@ -5,20 +5,23 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 T = TypeVar("T")
 
 
 def track(items: Iterable[T], what: str, total: int) -> Iterator[T]:
     """The items, with a bar on stderr that goes away at the end; nothing is written where stderr is no terminal."""
-    if not sys.stderr.isatty():
+    console = _console()
+    if console is None:
         yield from items
         return
-    from rich.console import Console
     from rich.progress import track as tracked
 
-    yield from tracked(items, what, total=total, console=Console(stderr=True), transient=True)
+    yield from tracked(items, what, total=total, console=console, transient=True)
 
 
 class Bar:
@@ -29,12 +32,12 @@ class Bar:
         self._task: Any = None
 
     def __enter__(self) -> Bar:
-        if sys.stderr.isatty():
-            from rich.console import Console
+        console = _console()
+        if console is not None:
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
             texts = (TextColumn("{task.fields[left]}"), TextColumn("{task.fields[last]}"))
-            self._bar = Progress(BarColumn(), MofNCompleteColumn(), *texts, console=Console(stderr=True))
+            self._bar = Progress(BarColumn(), MofNCompleteColumn(), *texts, console=console)
             self._task = self._bar.add_task("", total=None, left="", last="")
             self._bar.start()
         return self
@@ -53,10 +56,18 @@ class Bar:
 @contextmanager
 def waiting(what: str) -> Iterator[None]:
     """A sign on stderr that something is going on whose length is not known."""
-    if not sys.stderr.isatty():
+    console = _console()
+    if console is None:
         yield
         return
+    with console.status(what):
+        yield
+
+
+def _console() -> Console | None:
+    """Stderr where somebody watches it, None where it is no terminal."""
+    if not sys.stderr.isatty():
+        return None
     from rich.console import Console
 
-    with Console(stderr=True).status(what):
-        yield
+    return Console(stderr=True)

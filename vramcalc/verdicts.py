@@ -122,7 +122,7 @@ def _judge(estimated: Estimate, usable: int, needed: int, probability: float) ->
     room = usable - estimated.context.n_bytes
     if estimated.allocated_bytes <= room:
         try:
-            estimated.walks.replay(replace(estimated.job.stack.allocator, limit_bytes=room))
+            estimated.walks.replay_within(room)
         except DoesNotFit:
             return "does not fit", f"{gib(needed - usable)} too much, and fragmentation leaves no room"
         return "tight", "only as torch gives cached memory back under pressure, which costs time"

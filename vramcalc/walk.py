@@ -240,6 +240,14 @@ class Walks:
                 )
         return self._replays[settings, reads]
 
+    def replay_within(self, limit_bytes: int) -> Replay:
+        """The replay under the recipe's settings where segments have only so much: cached blocks are given back first.
+
+        Raises:
+            DoesNotFit: the limit is not enough.
+        """
+        return self.replay(replace(self.job.stack.allocator, limit_bytes=limit_bytes))
+
 
 def _steady_sizes(job: Job) -> list[Sizes]:
     """Sizes of the steps among which the highest is: the longest, and pairs where outputs outlive their step."""

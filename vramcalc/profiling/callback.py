@@ -18,7 +18,7 @@ from vramcalc.device_use import DeviceUse, Polled
 from vramcalc.errors import VramcalcError
 from vramcalc.profiling.device import device_named
 from vramcalc.profiling.observed import Batches, method_of, plain_config, stack_of, training_of
-from vramcalc.profiling.phases import PhasePeaks
+from vramcalc.profiling.phases import PhasePeaks, moment, timing
 from vramcalc.profiling.watch import Watch
 
 WATCHED_STEPS = 3
@@ -115,10 +115,7 @@ class VramcalcCallback(TrainerCallback):  # type: ignore[misc]
             self._memory |= {"device_used_peak_bytes": self._polled.peak_bytes, "samples": self._polled.samples}
         reserved = self._device.reserved()
         if self._use is not None and reserved is not None:
-            process, device = self._use.now()
-            self._memory["end"] = {
-                "process_bytes": process, "device_used_bytes": device, "reserved_bytes": reserved,
-            }  # fmt: skip
+            self._memory["end"] = moment(self._use, reserved)
         peaks = self._phases.done()
         peaks.pop("load", None)
         self._memory |= peaks
@@ -157,14 +154,7 @@ class VramcalcCallback(TrainerCallback):  # type: ignore[misc]
         if len(set(lengths)) > 1:
             self._notes.append("steps of different lengths: tokens/s go by their mean length")
         sequences = max(self._batches.sizes) * self._args.gradient_accumulation_steps
-        tokens = sequences * statistics.mean(lengths)
-        median = statistics.median(self._times)
-        return {
-            "step_s": median,
-            "steps_s": self._times,
-            "warmup_steps": WATCHED_STEPS + WARMUP_STEPS,
-            "tokens_per_s": tokens / median,
-        }
+        return timing(self._times, WATCHED_STEPS + WARMUP_STEPS, sequences * statistics.mean(lengths))
 
     def _row(self, found: dict[str, Any]) -> Any:
         from vramcalc.hfconfig import to_spec

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gc
 import re
-import statistics
 import time
 import traceback
 from collections.abc import Callable
@@ -17,13 +16,12 @@ import torch
 from torch import nn
 
 from vramcalc.device_use import DeviceUse, Polled
-from vramcalc.installed import installed_versions
 from vramcalc.profiling import live_blocks
 from vramcalc.profiling.build import attention_of, build, seen_backend
 from vramcalc.profiling.device import Device
 from vramcalc.profiling.job import build_optimizer, forget_optimizers, torch_dtype
 from vramcalc.profiling.loop import Loop, Marker
-from vramcalc.profiling.phases import PhasePeaks, Unmarked
+from vramcalc.profiling.phases import PhasePeaks, Unmarked, moment, timing
 from vramcalc.profiling.smallest import search
 from vramcalc.specs import Method, ModelSpec, Stack, TrainingSpec
 from vramcalc.units import MIB
@@ -104,7 +102,7 @@ class Measurement:
 
     def __init__(self, run: Run, use: DeviceUse | None) -> None:
         self.run, self.device, self.use = run, run.device, use
-        self.found: dict[str, Any] = {"outcome": "measured", "versions": installed_versions(), "notes": []}
+        self.found: dict[str, Any] = {"outcome": "measured", "notes": []}
         self.memory: dict[str, Any] = {}
         self.phases: PhasePeaks | None = None
         self.stage = "start"
@@ -157,8 +155,7 @@ class Measurement:
         if self.use is not None and reserved is not None:
             if name != "before_cuda":
                 self.device.synchronize()
-            process, device = self.use.now()
-            self.memory[name] = {"process_bytes": process, "device_used_bytes": device, "reserved_bytes": reserved}
+            self.memory[name] = moment(self.use, reserved)
 
     def _measured_steps(self, loop: Loop) -> None:
         assert self.phases is not None
@@ -207,11 +204,7 @@ class Measurement:
             if n >= WARMUP_STEPS:
                 times.append(time.perf_counter() - began)
         tokens = training.micro_batch_size * training.seq_len * training.gradient_accumulation_steps
-        median = statistics.median(times)
-        warm = self.run.made - TIMED_STEPS
-        self.found["timing"] = {
-            "step_s": median, "steps_s": times, "warmup_steps": warm, "tokens_per_s": tokens / median,
-        }  # fmt: skip
+        self.found["timing"] = timing(times, self.run.made - TIMED_STEPS, tokens)
 
     def _blocks(self, loop: Loop, n: int) -> None:
         with self.device.history(live_blocks.MAX_ENTRIES) as snapshot:

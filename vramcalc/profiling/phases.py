@@ -1,11 +1,16 @@
-"""The highest memory of every phase of a job: statistics are read and reset wherever a phase begins."""
+"""What is measured of a job, as profile rows name it: the highest memory of every phase, moments, speed.
+
+Statistics are read and reset wherever a phase begins.
+"""
 
 from __future__ import annotations
 
+import statistics
 from typing import Any
 
 import torch
 
+from vramcalc.device_use import DeviceUse
 from vramcalc.profiling.device import Device
 
 TRAINING = ("forward", "backward", "optimizer", "zero_grad", "between")
@@ -59,6 +64,29 @@ class Unmarked:
 
     def label(self, tensor: torch.Tensor, label: str) -> None:
         """Nothing is named."""
+
+
+def moment(use: DeviceUse, reserved: int) -> dict[str, int | None]:
+    """Memory now, as ``profiles.Moment`` names it.
+
+    Args:
+        use: NVML's view of the device.
+        reserved: by torch's allocator. [B]
+    """
+    process, device = use.now()
+    return {"process_bytes": process, "device_used_bytes": device, "reserved_bytes": reserved}
+
+
+def timing(steps_s: list[float], warmup_steps: int, tokens: float) -> dict[str, Any]:
+    """Speed as ``profiles.Timing`` names it.
+
+    Args:
+        steps_s: durations of steps. [s]
+        warmup_steps: how many came before them.
+        tokens: of one step.
+    """
+    median = statistics.median(steps_s)
+    return {"step_s": median, "steps_s": steps_s, "warmup_steps": warmup_steps, "tokens_per_s": tokens / median}
 
 
 def _named(peak: tuple[int, int]) -> dict[str, int]:
