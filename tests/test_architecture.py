@@ -60,7 +60,7 @@ LAYERS = (
     {"profile_metrics", "measuring"},
     {"step"},
     {"ledger", "loading", "warn"},
-    {"timeline"},
+    {"stream", "timeline"},
     {"walk"},
     {"estimation", "difference", "snapshots"},
     {"verdicts", "grid", "measured_jobs", "campaign_yaml"},

@@ -21,8 +21,9 @@ from vramcalc.profiling.trace import trace
 from vramcalc.shadow.replay import Replay, replay
 from vramcalc.specs import TrainingSpec
 from vramcalc.step import Loop, Sizes
+from vramcalc.stream import plan
 from vramcalc.units import MIB
-from vramcalc.walk import highest_pairs, plan
+from vramcalc.walk import highest_pairs
 
 LENGTHS = (100, 37, 180, 64)
 RECIPES: tuple[tuple[str, str, dict[str, Any]], ...] = (

@@ -15,7 +15,7 @@ from vramcalc.job import Job
 from vramcalc.ledger import requested
 from vramcalc.profiling.trace import Trace, trace
 from vramcalc.step import Loop, Sizes
-from vramcalc.walk import with_workspace_at_product
+from vramcalc.stream import with_workspace_at_product
 
 pytestmark = pytest.mark.trace
 

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 from vramcalc.job import Job
 from vramcalc.ledger import requested
 from vramcalc.step import Sizes
+from vramcalc.stream import with_workspace_at_product
 from vramcalc.units import round_up
-from vramcalc.walk import walk, with_workspace_at_product
+from vramcalc.walk import walk
 
 if TYPE_CHECKING:
     from vramcalc.profiling.recorder import Allocation

@@ -79,7 +79,7 @@ class _Marker:
         if kind == "forward":
             self.recorder.at_product = lambda: self._allocate(what)
         else:
-            # Not at its first product: see vramcalc.walk.with_workspace_at_product.
+            # Not at its first product: see vramcalc.stream.with_workspace_at_product.
             self._allocate(what)
 
     def _allocate(self, what: str) -> None:
