@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from command import run
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from steps import GivenStep
 from test_laws import TINY, tiny
@@ -206,6 +206,7 @@ def test_an_offer_without_a_date_is_no_rate() -> None:
 
 
 @given(st.floats(1e-6, 1e4), st.floats(0.01, 100), st.floats(1, 7200), st.floats(0, 7200))
+@example(hours=1.0, price=1.0, increment=3916.1875, minimum=3916.1875)
 @settings(max_examples=200, deadline=None)
 def test_what_is_billed_is_never_less_than_what_is_used_nor_than_the_minimum(
     hours: float, price: float, increment: float, minimum: float

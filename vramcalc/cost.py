@@ -37,11 +37,17 @@ class Billing(Spec):
     """The least that is billed. [s]"""
 
     def billed_hours(self, hours: float) -> float:
-        """Hours on the bill; never fewer than those used. [h]"""
+        """Hours on the bill; never fewer than those used, nor than the minimum. [h]"""
         seconds = max(hours * _S_PER_HOUR, self.minimum_s)
         # Rounding noise of the division must not start another increment.
         increments = math.ceil(seconds / self.increment_s * (1 - 1e-12))
-        return max(increments * self.increment_s / _S_PER_HOUR, hours)
+        return max(_hours(increments * self.increment_s), _hours(self.minimum_s), hours)
+
+
+def _hours(seconds: float) -> float:
+    """As hours, rounded so that as many seconds are no fewer. [h]"""
+    hours = seconds / _S_PER_HOUR
+    return hours if hours * _S_PER_HOUR >= seconds else math.nextafter(hours, math.inf)
 
 
 @dataclass(frozen=True)
