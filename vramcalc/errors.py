@@ -7,16 +7,57 @@ are also ``ValueError``.
 from __future__ import annotations
 
 import difflib
+import itertools
+import reprlib
 from collections.abc import Iterable
+from typing import Any
 
 
-def _shown(value: object) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 80 else shown[:77] + "..."
+class _Short(reprlib.Repr):
+    """``repr`` up to a size, the keys of a dictionary in their own order."""
+
+    def repr_dict(self, value: dict[Any, Any], level: int) -> str:
+        """The first few entries."""
+        if level <= 0 and value:
+            return "{...}"
+        few = itertools.islice(value.items(), self.maxdict)
+        texts = [f"{self.repr1(k, level - 1)}: {self.repr1(v, level - 1)}" for k, v in few]
+        return f"{{{', '.join(texts + ['...'] * (len(value) > self.maxdict))}}}"
+
+
+_SHORT = _Short()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
+_SHORT.maxlevel = 3
+_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxset = _SHORT.maxfrozenset = _SHORT.maxdict = 12
+
+
+def shown(value: object) -> str:
+    """A value short enough for one line, whatever it is: its ``repr`` may be endless."""
+    try:
+        text = _SHORT.repr(value)
+    except ValueError:  # Python refuses to spell whole numbers of more than 4,300 digits
+        text = f"a {type(value).__name__} too long to be shown"
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def one_line(text: str) -> str:
+    r"""Text without line breaks, and with what would steer a terminal as escapes: ``"\x1b"`` for an escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(text.split()))
 
 
 class VramcalcError(Exception):
-    """Base of all errors raised on purpose by vramcalc."""
+    """Base of all errors raised on purpose by vramcalc.
+
+    They can be copied and pickled, whatever their constructors take: a process pool hands them on.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _made_again, (type(self), self.args), vars(self)
+
+
+def _made_again(kind: type[VramcalcError], args: tuple[Any, ...]) -> VramcalcError:
+    """An error with its message, without its constructor; its attributes follow."""
+    return kind.__new__(kind, *args)
 
 
 class InvalidValue(VramcalcError, ValueError):
@@ -29,7 +70,7 @@ class InvalidValue(VramcalcError, ValueError):
 
     def __init__(self, name: str, value: object, expected: str, remedy: str = "") -> None:
         self.name, self.value = name, value
-        super().__init__(f"{name} = {_shown(value)}: expected {expected}{'; ' + remedy if remedy else ''}")
+        super().__init__(f"{name} = {shown(value)}: expected {expected}{'; ' + remedy if remedy else ''}")
 
 
 class UnknownName(VramcalcError, ValueError):
@@ -46,7 +87,7 @@ class UnknownName(VramcalcError, ValueError):
         matches = difflib.get_close_matches(name.lower()[:200], by_lower, n=3, cutoff=0.5)
         self.near = [by_lower[m] for m in matches]
         offer = f"; did you mean {' or '.join(repr(n) for n in self.near)}?" if self.near else ""
-        super().__init__(f"no {kind} named {_shown(name)}{offer or ';' * bool(remedy)}{' ' + remedy if remedy else ''}")
+        super().__init__(f"no {kind} named {shown(name)}{offer or ';' * bool(remedy)}{' ' + remedy if remedy else ''}")
 
 
 class Unsupported(VramcalcError, ValueError):

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import json
 import os
-import reprlib
 from collections import Counter
 from pathlib import Path
 from typing import Any, get_args
 
-from vramcalc.errors import BadConfig, InvalidValue, Unsupported
+from vramcalc.errors import BadConfig, InvalidValue, Unsupported, shown
 from vramcalc.specs import ModelSpec, ModelType
 
 _MAX_FILE_BYTES = 4 << 20
@@ -30,8 +29,6 @@ _DEFAULT_WINDOW = 4096
 _DEFAULT_EXPERTS = {"num_local_experts": 8, "num_experts_per_tok": 2}
 _ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 _REMEDY = "correct the file or fetch it again"
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = 80
 
 
 def read_config(path: Path) -> ModelSpec:
@@ -91,7 +88,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         key, _ = Counter(key for key, _ in pairs).most_common(1)[0]
-        raise ValueError(f"the key {_shown(key)} comes twice")
+        raise ValueError(f"the key {shown(key)} comes twice")
     return found
 
 
@@ -138,13 +135,8 @@ def _or(value: Any, default: Any) -> Any:
     return default if value is None else value
 
 
-def _shown(value: object) -> str:
-    """A value short enough for one line, whatever it is."""
-    return _SHORT.repr(value)
-
-
 def _bad(name: str, key: str, value: object, expected: str) -> BadConfig:
-    return BadConfig(f"{name}: {key} = {_shown(value)}: expected {expected}; {_REMEDY}")
+    return BadConfig(f"{name}: {key} = {shown(value)}: expected {expected}; {_REMEDY}")
 
 
 def _model_type(config: dict[str, Any], name: str) -> ModelType:
@@ -154,13 +146,13 @@ def _model_type(config: dict[str, Any], name: str) -> ModelType:
         raise BadConfig(f"{name}: the configuration lacks model_type: expected one of {supported}; {_REMEDY}")
     if model_type not in get_args(ModelType):
         code = "; its own code is never executed" if config.get("auto_map") else ""
-        raise Unsupported(f"{name}: model_type {_shown(model_type)} is not modelled{code}; supported: {supported}")
+        raise Unsupported(f"{name}: model_type {shown(model_type)} is not modelled{code}; supported: {supported}")
     architectures = config.get("architectures") or []
     if not isinstance(architectures, list) or not all(isinstance(a, str) for a in architectures):
         raise _bad(name, "architectures", architectures, "a list of names")
     if architectures and not any(a.endswith("ForCausalLM") for a in architectures):
         raise Unsupported(
-            f"{name}: {_shown(architectures[0])} is not modelled; supported: causal language models of {supported}"
+            f"{name}: {shown(architectures[0])} is not modelled; supported: causal language models of {supported}"
         )
     return model_type  # type: ignore[no-any-return]
 
@@ -169,20 +161,20 @@ def _refuse_unmodelled(config: dict[str, Any], name: str) -> None:
     """Settings that change memory and that no family models."""
     activation = _or(config.get("hidden_act"), "silu")
     if activation != "silu":
-        raise Unsupported(f"{name}: hidden_act {_shown(activation)} is not modelled; supported: 'silu'")
+        raise Unsupported(f"{name}: hidden_act {shown(activation)} is not modelled; supported: 'silu'")
     dropout = _or(config.get("attention_dropout"), 0)
     if dropout != 0:
-        raise Unsupported(f"{name}: attention_dropout {_shown(dropout)} is not modelled; supported: 0")
+        raise Unsupported(f"{name}: attention_dropout {shown(dropout)} is not modelled; supported: 0")
     quantization = config.get("quantization_config")
     if quantization is not None:
         method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
-        raise Unsupported(f"{name}: weights stored by {_shown(method)} are not modelled; name the unquantised model")
+        raise Unsupported(f"{name}: weights stored by {shown(method)} are not modelled; name the unquantised model")
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(rope, dict):
         raise _bad(name, "rope_scaling", rope, "an object or null")
     rope_type = rope.get("rope_type", rope.get("type", "default"))
     if rope_type not in _ROPE_TYPES:
-        raise Unsupported(f"{name}: rope type {_shown(rope_type)} is not modelled; supported: {', '.join(_ROPE_TYPES)}")
+        raise Unsupported(f"{name}: rope type {shown(rope_type)} is not modelled; supported: {', '.join(_ROPE_TYPES)}")
 
 
 def _head_dim(config: dict[str, Any], model_type: str, name: str) -> Any:
@@ -199,7 +191,7 @@ def _head_dim(config: dict[str, Any], model_type: str, name: str) -> Any:
         if type(value) is not int or value < 1:
             raise _bad(name, key, value, "a whole number of at least 1")
     if hidden % heads:
-        raise _bad(name, "num_attention_heads", heads, f"a divisor of hidden_size ({_shown(hidden)})")
+        raise _bad(name, "num_attention_heads", heads, f"a divisor of hidden_size ({shown(hidden)})")
     return hidden // heads if given is None else given
 
 
@@ -212,7 +204,7 @@ def _experts(config: dict[str, Any], model_type: str, name: str) -> dict[str, An
     if model_type != "mixtral":
         return {}
     if config.get("router_jitter_noise"):
-        raise Unsupported(f"{name}: router_jitter_noise {_shown(config['router_jitter_noise'])} is not modelled")
+        raise Unsupported(f"{name}: router_jitter_noise {shown(config['router_jitter_noise'])} is not modelled")
     if config.get("output_router_logits"):
         raise Unsupported(f"{name}: output_router_logits (the load-balancing loss) is not modelled; set it to false")
     return {key: _or(config.get(key), default) for key, default in _DEFAULT_EXPERTS.items()}
@@ -226,12 +218,10 @@ def _sliding_window(config: dict[str, Any], model_type: str, name: str) -> Any:
     """
     kinds = config.get("layer_types")
     if kinds is not None and (not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds)):
-        raise Unsupported(
-            f"{name}: layer_types {_shown(kinds)} is not modelled; supported: 'full_attention' throughout"
-        )
+        raise Unsupported(f"{name}: layer_types {shown(kinds)} is not modelled; supported: 'full_attention' throughout")
     if model_type == "mixtral":
         if config.get("sliding_window") is not None:
-            raise Unsupported(f"{name}: sliding_window {_shown(config['sliding_window'])} is not modelled for mixtral")
+            raise Unsupported(f"{name}: sliding_window {shown(config['sliding_window'])} is not modelled for mixtral")
         return None
     if model_type == "mistral":
         return config.get("sliding_window", _DEFAULT_WINDOW)
