@@ -20,6 +20,7 @@ LAYERS = (
     {"errors"},
     {"conformal"},
     {
+        "bugs",
         "files",
         "folders",
         "formats",

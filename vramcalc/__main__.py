@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 
 
 def main() -> None:
@@ -12,8 +13,14 @@ def main() -> None:
     """
     gc.disable()
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
-    from vramcalc.cli import main as run
+    try:
+        from vramcalc.cli import main as run
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as err:
+        from vramcalc.bugs import end_with
 
+        end_with(err)
     run()
 
 

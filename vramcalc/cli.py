@@ -1,7 +1,7 @@
 """The ``vramcalc`` command: its subcommands, and how errors end it.
 
 Exit status: 0 something fits (or nothing was asked to fit), 1 nothing fits, a trace differs or a measured job failed,
-2 bad input.
+2 bad input, 70 a bug in vramcalc, 130 interrupted.
 """
 
 import sys
@@ -11,9 +11,10 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from vramcalc import __version__
+from vramcalc.bugs import end_with
 from vramcalc.commands import calibrating, jobs, known, measuring, money
 from vramcalc.errors import DoesNotFit, VramcalcError
-from vramcalc.terminal import print_text
+from vramcalc.terminal import print_error, print_text
 
 app = typer.Typer(
     name="vramcalc",
@@ -58,12 +59,12 @@ def _top(
 
 
 def _fail(message: str, status: int) -> NoReturn:
-    typer.echo(f"vramcalc: {' '.join(message.split())}", err=True)
+    print_error(f"vramcalc: {message}")
     sys.exit(status)
 
 
 def main() -> None:
-    """Entry point: errors become one line on stderr and exit status 2."""
+    """Entry point: errors become one line on stderr and an exit status."""
     try:
         status = app(prog_name="vramcalc", standalone_mode=False)
     except DoesNotFit as err:
@@ -72,8 +73,10 @@ def main() -> None:
         _fail(str(err), 2)
     except _UsageError as err:
         _fail(_with_help(err), 2)
-    except typer.Abort:
+    except (typer.Abort, KeyboardInterrupt):
         sys.exit(130)
+    except Exception as err:
+        end_with(err)
     sys.exit(status if isinstance(status, int) else 0)
 
 

@@ -41,8 +41,18 @@ def shown(value: object) -> str:
 
 
 def one_line(text: str) -> str:
-    r"""Text without line breaks, and with what would steer a terminal as escapes: ``"\x1b"`` for an escape."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(text.split()))
+    r"""Text without line breaks, and with what would steer a terminal spelled out: ``"\x1b"`` for an escape."""
+    return printable(" ".join(text.split()))
+
+
+def printable(text: str) -> str:
+    """Text whose characters a terminal shows, and nothing that steers it; line breaks and tabs stay."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in _LAYOUT else c.encode("unicode_escape").decode() for c in text)
+
+
+_LAYOUT = "\n\t\N{NO-BREAK SPACE}\N{IDEOGRAPHIC SPACE}"
 
 
 class VramcalcError(Exception):

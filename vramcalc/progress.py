@@ -36,7 +36,7 @@ class Bar:
         if console is not None:
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-            texts = (TextColumn("{task.fields[left]}"), TextColumn("{task.fields[last]}"))
+            texts = (TextColumn(f"{{task.fields[{name}]}}", markup=False) for name in ("left", "last"))
             self._bar = Progress(BarColumn(), MofNCompleteColumn(), *texts, console=console)
             self._task = self._bar.add_task("", total=None, left="", last="")
             self._bar.start()

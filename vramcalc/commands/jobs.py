@@ -25,7 +25,7 @@ from vramcalc.estimation import estimate as estimate_of
 from vramcalc.fitting import METHODS
 from vramcalc.fitting import fit as fit_of
 from vramcalc.options import noted_settings_of, settings_of, whole_number, with_options
-from vramcalc.terminal import painted, print_json, print_text
+from vramcalc.terminal import painted, print_json, print_note, print_text
 from vramcalc.verdicts import verdict
 
 
@@ -47,7 +47,7 @@ def fit(
     devices, notes = asked_gpus(gpu, gpu_memory)
     verdicts = fit_of(model, gpus=devices, methods=methods, stack=stack, **noted_settings_of(options))
     for note in notes:
-        typer.echo(f"note: {note}", err=True)
+        print_note(note)
     if as_json:
         print_json([{**summary_of(v), **v.to_dict(remedies=False)} for v in verdicts])
     else:
@@ -77,7 +77,9 @@ def estimate(
     if as_json:
         print_json({**found.to_dict(), "verdict": answer.to_dict() if answer else None})
     else:
-        print_text(f"{found}\n\n{painted(str(answer))}" if answer else str(found))
+        print_text(f"{found}\n" if answer else str(found))
+        if answer:
+            print_text(painted(str(answer)))
     exit_with(answer is None or answer.status != "does not fit")
 
 

@@ -22,7 +22,7 @@ from vramcalc.errors import InvalidValue
 from vramcalc.fitting import METHODS
 from vramcalc.options import noted_settings_of, number, with_options
 from vramcalc.plan_options import taken_from, with_plan_options
-from vramcalc.terminal import painted, print_json, print_text
+from vramcalc.terminal import painted, print_json, print_note, print_text
 
 if TYPE_CHECKING:
     from vramcalc.prices import Offer, Prices
@@ -152,13 +152,13 @@ def plan(
         max_usd=_optional("--max-budget-usd", max_budget_usd), max_hours=_optional("--max-hours", max_hours)
     )
     if table.note and rate is None:
-        typer.echo(f"note: {table.note}", err=True)
+        print_note(table.note)
     if as_json:
         print_json({**found.to_dict(), "exceeds": too_much})
     else:
         print_text(painted(str(found)))
     for reason in too_much:
-        typer.echo(f"note: {reason}", err=True)
+        print_note(reason)
     exit_with(found.hours is not None and not too_much)
 
 
@@ -207,7 +207,7 @@ def table(
     else:
         write_whole(Path(output), f"{text}\n")
     for note in found.notes:
-        typer.echo(f"note: {note}", err=True)
+        print_note(note)
 
 
 def _listed(given: Any) -> list[str]:
