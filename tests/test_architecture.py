@@ -30,6 +30,7 @@ LAYERS = (
         "palette",
         "plaintext",
         "progress",
+        "reading",
         "releases",
         "residuals",
         "row_log",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +16,7 @@ from vramcalc.errors import DataError
 from vramcalc.files import write_whole
 from vramcalc.folders import data_folder
 from vramcalc.profiles import ProfileRow, read_profiles
+from vramcalc.reading import read_bytes
 
 _NOISE = 0.02
 """Share by which the score moves as one recipe more or less is left out; a fit that is worse by more is refused."""
@@ -60,8 +63,8 @@ def own_profiles(path: Path | None = None) -> list[ProfileRow]:
         DataError: there are none, or a row is broken: which file, line and field.
     """
     place = path or data_folder() / "profiles"
-    files = sorted(place.glob("*.jsonl")) if place.is_dir() else [place]
-    rows = [row for file in files for row in read_profiles(file)] if files and (path or place.is_dir()) else []
+    files = sorted(place.glob("*.jsonl")) if os.path.isdir(place) else [place]
+    rows = [row for file in files for row in read_profiles(file)] if files and (path or os.path.isdir(place)) else []
     if not rows:
         raise DataError(f"{place}: no profile rows; 'vramcalc profile' and 'vramcalc campaign' write them")
     return rows
@@ -105,8 +108,9 @@ def keep(found: Refit, path: Path | None = None) -> Refit:
         )
     place = path or own_path()
     previous = None
-    if place.exists():
+    with contextlib.suppress(OSError):  # no file, or none that can be read: there is nothing to keep
+        before = read_bytes(place).decode("utf-8", errors="replace")
+        write_whole(place.with_name(f"{place.name}.previous"), before)
         previous = place.with_name(f"{place.name}.previous")
-        write_whole(previous, place.read_text(encoding="utf-8", errors="replace"))
     write_whole(place, to_json(found.after, digest()), check=read)
     return replace(found, path=place, previous=previous)

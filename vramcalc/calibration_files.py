@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import cache, lru_cache
@@ -13,12 +12,14 @@ from typing import Any
 
 from vramcalc import tables
 from vramcalc.calibration import Calibration, ContextTerm, Recipe, Tried
-from vramcalc.errors import DataError
+from vramcalc.errors import DataError, shown
 from vramcalc.folders import data_folder
 from vramcalc.likeness import Likeness
+from vramcalc.reading import read_text
 
 SCHEMA, VERSION = "vramcalc-calibration", 1
 _FIGURES = 6
+_LARGEST = 1 << 63
 """Decimals of errors that are kept: a megabyte of a terabyte."""
 _TEXTS, _COUNTS = {"*": str}, {"*": int}
 _TERM = {"n_bytes": int, "low_bytes": int, "high_bytes": int, "runs": int, "recipes": int, "sources": [str]}
@@ -96,7 +97,7 @@ def read(path: Path, remedy: str = "run 'vramcalc calibrate', or remove the file
         DataError: no such file, no JSON, of a newer version, or a field is wrong; line and field are named.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except (OSError, UnicodeDecodeError) as err:
         raise DataError(f"{path} cannot be read: {err}; {remedy}") from err
     return parse(text, str(path), remedy)
@@ -106,15 +107,17 @@ def parse(text: str, where: str, remedy: str = "") -> tuple[Calibration, str]:
     """As :func:`read`, of text."""
     try:
         data = json.loads(text)
-    except ValueError as err:
+    except (ValueError, RecursionError) as err:
         line = getattr(err, "lineno", 1)
         raise DataError(f"{where}, line {line}: no JSON ({err}); {remedy}") from None
     if not isinstance(data, dict) or data.get("schema") != SCHEMA:
         given = data.get("schema") if isinstance(data, dict) else type(data).__name__
-        raise DataError(f"{where}, line 1: schema = {given!r}: expected {SCHEMA!r}; {remedy}")
+        raise DataError(f"{where}, line 1: schema = {shown(given)}: expected {SCHEMA!r}; {remedy}")
     version = data.get("version")
     if isinstance(version, int) and version > VERSION:
-        raise DataError(f"{where}, line 1: version = {version}: this vramcalc reads up to {VERSION}; update vramcalc")
+        raise DataError(
+            f"{where}, line 1: version = {shown(version)}: this vramcalc reads up to {VERSION}; update vramcalc"
+        )
     try:
         _check(data, _SHAPE, ())
         return _made(data), data["made_from"]
@@ -130,7 +133,7 @@ def _check(value: Any, shape: Any, way: tuple[str | int, ...]) -> None:
     kind = shape if isinstance(shape, type) else type(shape)
     good = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
     if good and kind in (int, float):
-        good = math.isfinite(value) and (kind is float or value >= 0)
+        good = -_LARGEST < value < _LARGEST and (kind is float or value >= 0)
     if not good:
         raise _Wrong(way, value, _WORDS[kind])
     if isinstance(shape, list):

@@ -7,6 +7,7 @@ A file has ``jobs``, and may have ``name`` and ``defaults``. An entry has ``mode
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
@@ -14,17 +15,19 @@ from pathlib import Path
 from typing import Any
 
 from vramcalc import tables
-from vramcalc.errors import DataError, UnknownName, VramcalcError
+from vramcalc.errors import DataError, UnknownName, VramcalcError, shown
 from vramcalc.estimation import make_job
 from vramcalc.job import Job
 from vramcalc.measuring import Place
 from vramcalc.profiles import Recipe
+from vramcalc.reading import read_text
 
 _TOP = ("name", "defaults", "jobs")
 _OWN = ("model", "method", "layers", "device", "find_smallest", "live_blocks", "expected_s")
 EXPECTED_S = 60.0
 """Taken for a job of a file that does not say how long it may take. [s]"""
 MOST_JOBS = 10_000
+_MOST_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -60,14 +63,19 @@ class Campaign:
 def find(name: str) -> Path:
     """A campaign's file: a path, or the name of one that comes with the package.
 
+    Returns:
+        What is there, be it a file or not: :func:`read_campaign` looks at it.
+
     Raises:
         UnknownName: there is none.
     """
-    path = Path(name).expanduser()
-    if path.is_file():
+    path = Path(os.path.expanduser(name))
+    if os.path.isfile(path):
         return path
     shipped = {p.stem: p for p in sorted((tables.directory() / "campaigns").glob("*.yaml"))}
     if name not in shipped:
+        if os.path.exists(path):
+            return path
         raise UnknownName("campaign", name, shipped, f"give a YAML file, or one of {', '.join(shipped)}")
     return shipped[name]
 
@@ -87,13 +95,13 @@ def read_campaign(path: Path, *, device: str = "cuda", where: Place | None = Non
     _known(plain, _TOP, path, "a campaign")
     defaults, entries = plain.get("defaults") or {}, plain.get("jobs")
     if not isinstance(entries, list) or not entries:
-        raise DataError(
-            f"{path}: jobs = {str(entries)[:80]}: expected a list of jobs, each with a model; see hopper.yaml"
-        )
+        raise DataError(f"{path}: jobs = {shown(entries)}: expected a list of jobs, each with a model; see hopper.yaml")
     _mapping(defaults, path, "defaults")
     name = plain.get("name", path.stem)
     if not isinstance(name, str) or not name.replace("-", "").replace("_", "").isalnum():
-        raise DataError(f"{path}: name = {name!r}: expected letters, digits, '-' and '_'; it names the file of rows")
+        raise DataError(
+            f"{path}: name = {shown(name)}: expected letters, digits, '-' and '_'; it names the file of rows"
+        )
     jobs: dict[str, Planned] = {}
     n = 0
     for planned in _planned(entries, {"device": device, **defaults}, path, where):
@@ -137,7 +145,7 @@ def _checked(job: Job, how: dict[str, Any]) -> Recipe:
     except ValidationError as err:
         first = err.errors()[0]
         name = ".".join(map(str, first["loc"]))
-        raise DataError(f"{name} = {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
+        raise DataError(f"{name} = {shown(first['input'])}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
 
 
 def _planned(entries: list[Any], defaults: dict[str, Any], path: Path, where: Place | None) -> Iterator[Planned]:
@@ -158,7 +166,9 @@ def _combinations(entry: dict[str, Any], path: Path, at: str) -> Iterator[dict[s
     _mapping(listed, path, f"{at}, product")
     for name, values in listed.items():
         if not isinstance(values, list) or not values:
-            raise DataError(f"{path}, {at}, product: {name} = {values!r}: expected a list of values; write [{values}]")
+            raise DataError(
+                f"{path}, {at}, product: {name} = {shown(values)}: expected a list of values; write [{shown(values)}]"
+            )
     for chosen in product(*listed.values()):
         yield {**entry, **dict(zip(listed, chosen, strict=True))}
 
@@ -169,11 +179,14 @@ def _loaded(path: Path) -> dict[str, Any]:
     from vramcalc.campaign_yaml import load
 
     try:
-        plain = load(path.read_text(encoding="utf-8"))
+        plain = load(read_text(path, _MOST_BYTES))
     except (OSError, UnicodeDecodeError) as err:
-        raise DataError(f"{path} cannot be read: {err}; give a YAML file like tables/campaigns/hopper.yaml") from err
-    except yaml.YAMLError as err:
-        raise DataError(f"{path} is no YAML: {' '.join(str(err).split())}; correct it") from err
+        why = getattr(err, "strerror", None) or err
+        raise DataError(f"{path} cannot be read: {why}; give a YAML file like tables/campaigns/hopper.yaml") from err
+    except (yaml.YAMLError, ValueError) as err:
+        raise DataError(f"{path} is no YAML: {' '.join(str(err).split())[:300]}; correct it") from err
+    except RecursionError as err:
+        raise DataError(f"{path} is no YAML that can be read: nested too deeply; correct it") from err
     _mapping(plain, path, "the file")
     found: dict[str, Any] = plain
     return found
@@ -181,7 +194,7 @@ def _loaded(path: Path) -> dict[str, Any]:
 
 def _mapping(value: object, path: Path, at: str) -> None:
     if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
-        raise DataError(f"{path}, {at}: expected names with values, such as 'seq_len: 2048', not {str(value)[:80]!r}")
+        raise DataError(f"{path}, {at}: expected names with values, such as 'seq_len: 2048', not {shown(value)}")
 
 
 def _known(given: dict[str, Any], names: tuple[str, ...], path: Path, what: str) -> None:
@@ -192,5 +205,5 @@ def _known(given: dict[str, Any], names: tuple[str, ...], path: Path, what: str)
 
 def _number(value: object, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e6:
-        raise DataError(f"{name} = {value!r}: expected seconds, more than 0; write a number such as 60")
+        raise DataError(f"{name} = {shown(value)}: expected seconds, more than 0; write a number such as 60")
     return float(value)

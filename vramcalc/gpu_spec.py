@@ -18,11 +18,11 @@ class Gpu(Spec):
     """``Ampere``, ``Hopper``...; decides the size of the CUDA context."""
     compute_capability: Annotated[str, Field(pattern=r"^\d{1,2}\.\d$")]
     """``"8.0"``."""
-    total_bytes: Annotated[int, Field(ge=1)]
+    total_bytes: Annotated[int, Field(ge=1, le=1 << 62)]
     """Capacity, as ``torch.cuda.mem_get_info`` reports it. [B]"""
     total_basis: str
     """Where the capacity comes from."""
-    free_bytes: Annotated[int, Field(ge=0)] | None = None
+    free_bytes: Annotated[int, Field(ge=0, le=1 << 62)] | None = None
     """Bytes free now, for a detected device. [B]"""
     uuid: str | None = None
     """Of a detected device."""

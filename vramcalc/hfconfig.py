@@ -5,6 +5,7 @@ Defaults are those of the configuration classes; a value that changes memory and
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections import Counter
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from vramcalc.errors import BadConfig, InvalidValue, Unsupported, shown
+from vramcalc.reading import read_text
 from vramcalc.specs import ModelSpec, ModelType
 
 _MAX_FILE_BYTES = 4 << 20
@@ -38,7 +40,7 @@ def read_config(path: Path) -> ModelSpec:
         BadConfig: no such file, not JSON, or not the configuration of a model.
         Unsupported: an architecture or a setting that is not modelled.
     """
-    return to_spec(load(path / "config.json" if path.is_dir() else path), str(path))
+    return to_spec(load(path / "config.json" if os.path.isdir(path) else path), str(path))
 
 
 def load(file: Path, where: str = "") -> dict[str, Any]:
@@ -53,20 +55,16 @@ def load(file: Path, where: str = "") -> dict[str, Any]:
     """
     where = where or str(file)
     expected = "expected a config.json, or a folder that holds one; check the path"
-    # A pipe or a device could be read forever.
     if not os.path.isfile(file):
         raise BadConfig(f"{where} {'is no regular file' if os.path.exists(file) else 'does not exist'}: {expected}")
     try:
-        with file.open("rb") as stream:
-            content = stream.read(_MAX_FILE_BYTES + 1)
-        text = content.decode("utf-8")
+        return parse(read_text(file, _MAX_FILE_BYTES), where)
     except OSError as err:
+        if err.errno == errno.EFBIG:
+            raise BadConfig(f"{where} {err.strerror}: expected a few KiB of JSON; {_REMEDY}") from err
         raise BadConfig(f"{where} cannot be read ({err.strerror}): {expected}") from err
     except UnicodeDecodeError as err:
         raise BadConfig(f"{where} is not UTF-8 text: expected a JSON object in UTF-8; {_REMEDY}") from err
-    if len(content) > _MAX_FILE_BYTES:
-        raise BadConfig(f"{where} has more than {_MAX_FILE_BYTES:,} bytes: expected a few KiB of JSON; {_REMEDY}")
-    return parse(text, where)
 
 
 def parse(text: str, where: str) -> dict[str, Any]:

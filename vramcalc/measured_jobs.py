@@ -207,4 +207,4 @@ def _known_length(row: Row) -> bool:
     """Whether the lengths of PEFT's benchmark are those that were worked out: of Llama's tokens, four at a time."""
     if row["stack"] != "peft-loop":
         return True
-    return "llama-3" in row["model"].lower() and int(row["micro_batch"]) == PEFT_METAMATHQA.micro_batch_size
+    return "llama-3" in row["model"].lower() and row["micro_batch"] == str(PEFT_METAMATHQA.micro_batch_size)

@@ -17,7 +17,7 @@ from typing import Any
 
 from vramcalc import tables
 from vramcalc.calibration_files import current
-from vramcalc.errors import VramcalcError
+from vramcalc.errors import DataError, VramcalcError, shown
 from vramcalc.estimation import Estimate, estimate
 from vramcalc.interval import Interval
 from vramcalc.job import Job
@@ -102,9 +102,28 @@ def read_measurements(path: str | Path) -> Sequence[Row]:
     """Rows of a file in the schema.
 
     Raises:
-        DataError: no such file, not CSV text, or columns or fields are missing.
+        DataError: no such file, not CSV text, columns or fields are missing, or a field is no number that has to be.
     """
-    return tables.read_file(Path(path), "give a file like tables/measurements.csv", COLUMNS)
+    rows = tables.read_file(Path(path), "give a file like tables/measurements.csv", COLUMNS)
+    for line, row in enumerate(rows, start=2):
+        for name in _NUMBERS:
+            if row[name] and not _is_number(row[name], whole=name != "lora_dropout"):
+                raise DataError(f"{path}, row {line}: {name} = {shown(row[name])}: expected a number, or nothing")
+    return rows
+
+
+_NUMBERS = (
+    "n_layers_override", "rank", "lora_dropout", "micro_batch", "seq_len", "grad_accum", "n_gpus", "value_bytes",
+)  # fmt: skip
+
+
+def _is_number(text: str, *, whole: bool) -> bool:
+    if not text.isascii() or "_" in text or len(text) > 18:
+        return False
+    try:
+        return math.isfinite(int(text) if whole else float(text))
+    except ValueError:
+        return False
 
 
 def quantity_of(metric: str) -> str:

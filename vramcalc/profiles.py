@@ -10,12 +10,12 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vramcalc import tables
-from vramcalc.errors import DataError, VramcalcError
+from vramcalc.errors import DataError, VramcalcError, shown
 from vramcalc.row_log import read_lines
 from vramcalc.specs import FullFineTuning, Gpu, LoRA, ModelSpec, QLoRA, Stack, TrainingSpec
 
@@ -24,8 +24,9 @@ VERSION = 1
 COMPARED = ("torch", "transformers", "peft", "bitsandbytes")
 """Libraries whose release a recipe names, and that make another measurement when they change."""
 
-Bytes = Annotated[int, Field(ge=0)]
-Seconds = Annotated[float, Field(ge=0)]
+_LARGEST = 1 << 62
+Bytes = Annotated[int, Field(ge=0, le=_LARGEST)]
+Seconds = Annotated[float, Field(ge=0, le=1e9)]
 
 
 class _Record(BaseModel):
@@ -48,8 +49,13 @@ class Recipe(_Record):
     @property
     def job_id(self) -> str:
         """Digest of the whole recipe: the same on every machine and in every process."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return _digest(self.model_dump(mode="json"))
+
+
+def _digest(recipe: dict[str, Any]) -> str:
+    """What identifies a recipe: 16 hexadecimal digits."""
+    text = json.dumps(recipe, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class Machine(_Record):
@@ -65,7 +71,7 @@ class Machine(_Record):
     cudnn: str | None = None
     python: str
     platform: str
-    cpu_count: int | None = None
+    cpu_count: Annotated[int, Field(ge=0, le=_LARGEST)] | None = None
 
 
 class Peaks(_Record):
@@ -111,7 +117,7 @@ class Memory(_Record):
     """After the last step that was measured."""
     device_used_peak_bytes: Bytes | None = None
     """Highest of ``samples`` readings of NVML while training. [B]"""
-    samples: Annotated[int, Field(ge=0)] = 0
+    samples: Annotated[int, Field(ge=0, le=_LARGEST)] = 0
 
     @property
     def context_bytes(self) -> int | None:
@@ -135,8 +141,8 @@ class Timing(_Record):
     step_s: Seconds
     """Median of ``steps_s``. [s]"""
     steps_s: Annotated[list[Seconds], Field(min_length=5)]
-    warmup_steps: Annotated[int, Field(ge=1)]
-    tokens_per_s: Annotated[float, Field(gt=0)]
+    warmup_steps: Annotated[int, Field(ge=1, le=_LARGEST)]
+    tokens_per_s: Annotated[float, Field(gt=0, le=1e12)]
 
 
 class Trial(_Record):
@@ -156,7 +162,7 @@ class Smallest(_Record):
     """Smallest limit that the job ran under. [B]"""
     fails_bytes: Bytes
     """Largest limit that does not do: a trial, or one byte below the allocated peak. [B]"""
-    resolution_bytes: Annotated[int, Field(ge=1)]
+    resolution_bytes: Annotated[int, Field(ge=1, le=_LARGEST)]
     """Bisection stops when the two are no further apart. [B]"""
     residue_bytes: Bytes
     """The most that an earlier trial had left in the allocator when the next began. [B]"""
@@ -167,7 +173,7 @@ class Block(_Record):
     """Blocks alive at the peak that were asked for at one place."""
 
     n_bytes: Bytes
-    count: Annotated[int, Field(ge=1)]
+    count: Annotated[int, Field(ge=1, le=_LARGEST)]
     where: str
 
 
@@ -265,20 +271,29 @@ def parse(line: str, where: str = "profile row") -> ProfileRow:
     """
     try:
         plain = json.loads(line)
-    except ValueError as err:
+    except (ValueError, RecursionError) as err:
         raise DataError(f"{where}: no JSON ({err}); restore the file, or take the line out") from None
     if not isinstance(plain, dict) or plain.get("schema") != SCHEMA:
         given = plain.get("schema") if isinstance(plain, dict) else type(plain).__name__
-        raise DataError(f"{where}: schema = {given!r}: expected {SCHEMA!r}; this is no profile of vramcalc")
+        raise DataError(f"{where}: schema = {shown(given)}: expected {SCHEMA!r}; this is no profile of vramcalc")
     version = plain.get("version")
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-        raise DataError(f"{where}: version = {version!r}: expected {VERSION}; restore the file, or take the line out")
+        raise DataError(
+            f"{where}: version = {shown(version)}: expected {VERSION}; restore the file, or take the line out"
+        )
     if version > VERSION:
-        raise DataError(f"{where}: version = {version}: this vramcalc reads up to {VERSION}; update vramcalc")
+        raise DataError(f"{where}: version = {shown(version)}: this vramcalc reads up to {VERSION}; update vramcalc")
     try:
-        return ProfileRow.model_validate_json(line)
+        row = ProfileRow.model_validate_json(line)
     except ValidationError as err:
         raise DataError(f"{where}: {_first(err)}; restore the file, or take the line out") from None
+    # Of the recipe as it is written: a later release may have given it more fields.
+    if row.job_id != (own := _digest(plain["recipe"])):
+        raise DataError(
+            f"{where}: job_id = {row.job_id!r}: expected {own!r}, that of its recipe: one of them was changed; "
+            "restore the file, or take the line out"
+        )
+    return row
 
 
 def _first(err: ValidationError) -> str:

@@ -13,6 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vramcalc.errors import DataError
+from vramcalc.reading import read_bytes
+
+_MOST_BYTES = 1 << 28
+"""Of a file of rows: some fifty thousand of them."""
 
 
 def read_lines(path: Path) -> tuple[list[str], str]:
@@ -24,11 +28,11 @@ def read_lines(path: Path) -> tuple[list[str], str]:
     """
     _refuse_devices(path)
     try:
-        return _split(path.read_bytes(), path)
+        return _split(read_bytes(path, _MOST_BYTES), path)
     except FileNotFoundError:
         raise
     except OSError as err:
-        raise DataError(f"{path}: {err.strerror}; give a file of profile rows") from err
+        raise DataError(f"{path}: {err.strerror or err}; give a file of profile rows") from err
 
 
 def append(path: Path, line: str, *, unless: Callable[[list[str]], bool] = lambda _: False) -> bool:
@@ -51,8 +55,8 @@ def append(path: Path, line: str, *, unless: Callable[[list[str]], bool] = lambd
         path.parent.mkdir(parents=True, exist_ok=True)
         with locked(path):
             return _append(path, line, unless)
-    except OSError as err:
-        raise DataError(f"{path}: {err.strerror or err}; give a file that can be written") from err
+    except (OSError, ValueError) as err:  # ValueError: a null character in the name
+        raise DataError(f"{path}: {getattr(err, 'strerror', None) or err}; give a file that can be written") from err
 
 
 @contextmanager
@@ -68,7 +72,7 @@ def _append(path: Path, line: str, unless: Callable[[list[str]], bool]) -> bool:
     is_new = not path.exists()
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     try:
-        content = path.read_bytes()
+        content = read_bytes(path, _MOST_BYTES)
         lines, torn = _split(content, path)
         if unless(lines):
             return False
@@ -91,7 +95,7 @@ def _append(path: Path, line: str, unless: Callable[[list[str]], bool]) -> bool:
 
 def _refuse_devices(path: Path) -> None:
     """A pipe or a device could be read forever."""
-    if path.exists() and not path.is_file():
+    if os.path.exists(path) and not os.path.isfile(path):
         raise DataError(f"{path} is no regular file; give a file of profile rows")
 
 
@@ -100,18 +104,22 @@ def _split(content: bytes, path: Path) -> tuple[list[str], str]:
     body, line_break, rest = content.rpartition(b"\n")
     # A tear may go through a character.
     tail = rest.decode("utf-8", errors="surrogateescape")
+    alone = tail if line_break else tail.removeprefix(_MARK)
     try:
-        lines = body.decode("utf-8").split("\n") if line_break else []
+        lines = body.decode("utf-8").removeprefix(_MARK).split("\n") if line_break else []
     except UnicodeDecodeError as err:
         number = body.count(b"\n", 0, err.start) + 1
         raise DataError(f"{path}, line {number}: not UTF-8 text; restore the file, or take the line out") from err
-    return ([*lines, tail], "") if _is_json_object(tail) else (lines, tail)
+    return ([*lines, alone], "") if _is_json_object(alone) else (lines, tail)
+
+
+_MARK = "\N{BYTE ORDER MARK}"
 
 
 def _is_json_object(text: str) -> bool:
     try:
         return isinstance(json.loads(text), dict)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
 
 

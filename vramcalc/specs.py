@@ -116,7 +116,10 @@ class ModelSpec(Spec):
 
 
 def _names(value: object) -> object:
-    return frozenset(value) if isinstance(value, (list, tuple, set)) else value
+    try:
+        return frozenset(value) if isinstance(value, (list, tuple, set)) else value
+    except TypeError:  # lists in lists, which no check behind this one takes for names
+        return value
 
 
 def _pattern(value: str) -> str:

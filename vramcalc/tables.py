@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import datetime
+import io
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 from vramcalc.errors import DataError
+from vramcalc.reading import read_text
 
 Row = dict[str, str]
 
@@ -45,9 +47,8 @@ def read_file(path: Path, remedy: str = "reinstall the package", columns: Sequen
         DataError: the file is missing or no text, it lacks columns, or a row has more or fewer fields than the header.
     """
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            header, rows = reader.fieldnames or (), tuple(reader)
+        reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
+        header, rows = reader.fieldnames or (), tuple(reader)
     except OSError as err:
         raise DataError(f"{path}: {err.strerror}: cannot be read; expected a table; {remedy}") from err
     except (UnicodeDecodeError, csv.Error) as err:

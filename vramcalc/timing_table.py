@@ -12,6 +12,7 @@ from typing import Any
 
 from vramcalc import tables
 from vramcalc.errors import DataError
+from vramcalc.reading import read_text
 from vramcalc.timing_model import KINDS, Coefficients
 
 _FIGURES = 4
@@ -86,7 +87,7 @@ class TimingTable:
                 Spreads(**data["spreads"]),
                 Checked(**data["checked"]),
             )
-        except (ValueError, KeyError, TypeError) as err:
+        except (ValueError, KeyError, TypeError, RecursionError) as err:
             raise DataError(f"{where}: {err!r}: expected what 'python -m vramcalc.timing_generate' writes") from err
         known = made.coefficients
         size = len(KINDS) + len(known.products)
@@ -114,7 +115,7 @@ def timing_table() -> TimingTable:
     """
     path = tables.directory() / "timing.json"
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except (OSError, UnicodeDecodeError) as err:
         raise DataError(f"{path} cannot be read: {err}; run 'python -m vramcalc.timing_generate'") from err
     return TimingTable.from_json(text, str(path))
