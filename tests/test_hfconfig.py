@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import vramcalc
 from vramcalc.errors import BadConfig, Unsupported, VramcalcError
-from vramcalc.hfconfig import load, parse, read_config, to_spec
+from vramcalc.hfconfig import _ATTRIBUTE_MAP, load, parse, read_config, to_spec
 
 REMEDY = "correct the file or fetch it again"
 FAMILIES = list(CONFIGS)
@@ -76,6 +76,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "max_window_layers": 0,
         "layer_types": ["full_attention"] * 3,
     },
+    "qwen2, window by the kinds of layers": {
+        **CONFIGS["qwen2"],
+        "use_sliding_window": True,
+        "sliding_window": 64,
+        "layer_types": ["sliding_attention"] * 3,
+    },
+    "mistral, a window whatever the kinds of layers": {
+        **CONFIGS["mistral"],
+        "sliding_window": 64,
+        "layer_types": ["full_attention"] * 3,
+    },
     "qwen3, no optional key": {
         **without(CONFIGS["qwen3"], "num_key_value_heads", "head_dim", "max_position_embeddings"),
         "num_attention_heads": 32,
@@ -108,6 +119,93 @@ def test_a_configuration_means_what_transformers_builds_from_it(config: dict[str
     assert windows == {spec.sliding_window}
 
 
+@pytest.mark.parametrize("alias_first", [True, False])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_other_names_of_a_setting_count_as_in_transformers(family: str, alias_first: bool) -> None:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    names = CONFIG_MAPPING[family].attribute_map
+    assert names == _ATTRIBUTE_MAP.get(family, {})
+    for alias, field in names.items():
+        config = CONFIGS[family]
+        given = {alias: config[field] + 1}
+        built = CONFIG_MAPPING[family](**({**given, **config} if alias_first else {**config, **given}))
+        spec = to_spec({**given, **config} if alias_first else {**config, **given}, "here")
+        assert getattr(spec, field) == getattr(built, field) == config[field] + 1
+        assert to_spec({**without(config, field), **given}, "here") == spec
+
+
+@pytest.mark.parametrize("underscored_first", [True, False])
+@pytest.mark.parametrize("underscored", [None, "eager", "flash_attention_2"])
+def test_of_two_names_of_the_attention_that_with_an_underscore_counts(
+    underscored: str | None, underscored_first: bool
+) -> None:
+    from transformers import AutoConfig
+
+    names = [("_attn_implementation", underscored), ("attn_implementation", "sdpa")]
+    config = {**LLAMA, **dict(names if underscored_first else names[::-1])}
+    assert to_spec(config, "here").attn_implementation == underscored
+    assert AutoConfig.for_model(**config)._attn_implementation == underscored
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_attention_of_a_configuration_is_estimated_unless_a_recipe_says_another(
+    tmp_path: Path, family: str
+) -> None:
+    path = str(write_config(tmp_path / "config.json", {**CONFIGS[family], "attn_implementation": "eager"}))
+    job: dict[str, Any] = {"seq_len": 64, "method": "full"}
+    found = vramcalc.estimate(path, **job)
+    assert found.job.stack.attn_implementation == "eager"
+    assert any("config.json asks for" in warning for warning in found.warnings)
+    same = vramcalc.estimate(path, **job, attn_implementation="eager")
+    assert found.allocated_bytes == same.allocated_bytes
+    plain = to_spec(CONFIGS[family], "plain")
+    for other in (
+        vramcalc.estimate(path, **job, attn_implementation="sdpa"),
+        vramcalc.estimate(path, **job, stack=vramcalc.Stack(autocast="bfloat16")),
+    ):
+        assert other.job.stack.attn_implementation == "sdpa"
+        assert other.allocated_bytes == vramcalc.estimate(plain, **job).allocated_bytes
+        assert any("not the eager" in warning for warning in other.warnings)
+
+
+SEEN_BY_ATTENTION: dict[str, dict[str, Any]] = {
+    "a window": {"sliding_window": 64},
+    "a window and full layers": {"sliding_window": 64, "layer_types": ["full_attention"] * 3},
+    "a window that is used": {"sliding_window": 64, "use_sliding_window": True, "max_window_layers": 0},
+    "a window in every layer": {
+        **{"sliding_window": 64, "use_sliding_window": True},
+        "layer_types": ["sliding_attention"] * 3,
+    },
+    "full layers": {"layer_types": ["full_attention"] * 3},
+}
+
+
+@pytest.mark.parametrize("attn_implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("changes", SEEN_BY_ATTENTION.values(), ids=SEEN_BY_ATTENTION)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_attention_sees_is_what_a_trace_of_the_configuration_keeps(
+    monkeypatch: pytest.MonkeyPatch, family: str, changes: dict[str, Any], attn_implementation: str
+) -> None:
+    from transformers import AutoConfig
+
+    from vramcalc.profiling import job
+    from vramcalc.profiling.trace import trace
+
+    config = {**CONFIGS[family], **changes}
+    windowless = "sliding_attention" in changes.get("layer_types", ()) and family in ("granite", "llama")
+    if windowless or (family == "mixtral" and "sliding_window" in changes):
+        with pytest.raises(Unsupported, match="sliding_window"):
+            to_spec(config, "here")
+        return
+    spec = to_spec(config, "here")
+    settings = {"seq_len": 200, "stack": "pure-bf16-loop", "attn_implementation": attn_implementation}
+    found = vramcalc.estimate(spec, "full", **settings)  # type: ignore[arg-type]
+    monkeypatch.setattr(job, "hf_config", lambda _model, layers: AutoConfig.for_model(**config))
+    traced = trace(spec, found.job.method, found.job.training, found.job.stack)
+    assert found.allocated_bytes == traced.peak()[0]
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_file_and_its_folder_are_the_same_model(tmp_path: Path, family: str) -> None:
     path = write_config(tmp_path / "config.json", CONFIGS[family])
@@ -128,9 +226,41 @@ NOT_MODELLED: dict[str, tuple[dict[str, Any], str]] = {
     "a quantisation that is no object": ({"quantization_config": "awq"}, "awq"),
     "another rope": ({"rope_parameters": {"rope_type": "longrope"}}, "longrope"),
     "an older spelling of another rope": ({"rope_parameters": None, "rope_scaling": {"type": "dynamic"}}, "dynamic"),
-    "layers of several kinds": ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding_attention"),
-    "kinds that are no list": ({"layer_types": "full_attention"}, "full_attention"),
+    "rope by its older name, which counts": ({"rope_scaling": {"rope_type": "dynamic"}}, "dynamic"),
+    "layers of several kinds": ({"layer_types": ["full_attention", "sliding_attention", "full_attention"]}, "sliding"),
+    "another attention": ({"attn_implementation": "flex_attention"}, "flex_attention"),
+    "another attention by its other name": ({"_attn_implementation": "flash_attention_3"}, "flash_attention_3"),
 }
+ELSEWHERE: dict[str, tuple[dict[str, Any], str]] = {
+    "attention that looks ahead": ({"is_causal": False}, "is_causal False .attention that looks ahead"),
+    "attention of no direction": ({"is_causal": None}, "is_causal None .attention that looks ahead"),
+    "hidden states": ({"output_hidden_states": True}, "take output_hidden_states out of the file"),
+    "attention weights": ({"output_attentions": True}, "take output_attentions out of the file"),
+    "tuples": ({"return_dict": False}, "take return_dict out of the file"),
+    "its own checkpointing": ({"gradient_checkpointing": True}, "it is a setting of the run"),
+    "layers that differ": ({"per_layer_config": {"1": {"intermediate_size": 8}}}, "layers that differ"),
+    "windows without one": ({"layer_types": ["sliding_attention"] * 3}, "finds no sliding_window there"),
+}
+
+
+@pytest.mark.parametrize(("changes", "said"), ELSEWHERE.values(), ids=ELSEWHERE)
+@pytest.mark.parametrize("family", ["llama", "mixtral", "qwen2", "qwen3", "granite"])
+def test_settings_that_move_memory_are_refused_by_name(family: str, changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(Unsupported, match=said):
+        to_spec({**CONFIGS[family], **changes}, "here")
+
+
+@pytest.mark.parametrize("name", ["experts_implementation", "_experts_implementation"])
+def test_experts_that_are_not_multiplied_in_groups_are_refused(name: str) -> None:
+    assert to_spec({**CONFIGS["mixtral"], name: "grouped_mm"}, "here") == to_spec(CONFIGS["mixtral"], "here")
+    with pytest.raises(Unsupported, match="experts_implementation 'eager' is not modelled; supported: 'grouped_mm'"):
+        to_spec({**CONFIGS["mixtral"], name: "eager"}, "here")
+
+
+@pytest.mark.parametrize("kinds", ["full_attention", ["full_attention"] * 2, [1, 2, 3]])
+def test_kinds_of_layers_are_one_name_for_each(kinds: object) -> None:
+    with pytest.raises(BadConfig, match=f"layer_types = .*expected.*one .*{REMEDY}"):
+        to_spec({**LLAMA, "layer_types": kinds}, "here")
 
 
 @pytest.mark.parametrize(("changes", "shown"), NOT_MODELLED.values(), ids=NOT_MODELLED)
@@ -348,7 +478,9 @@ JSON = st.recursive(
     max_leaves=6,
 )
 KEYS = sorted(
-    {key for config in CONFIGS.values() for key in config} | {"layer_types", "quantization_config", "auto_map"}
+    {key for config in CONFIGS.values() for key in config}
+    | {"layer_types", "quantization_config", "auto_map"}
+    | {"num_experts", "attn_implementation", "is_causal", "per_layer_config"}
 )
 
 

@@ -261,7 +261,9 @@ def make_job(
     made = chosen(**given["method"]) if isinstance(method, str) else method.replace(**given["method"])
     if isinstance(stack, str):
         defaults = preset(stack).training
-        recipe = stack_of(stack, method=kind, **given["stack"])
+        # No preset chooses an attention, so that transformers goes by the model's own configuration.
+        own = {"attn_implementation": spec.attn_implementation} if spec.attn_implementation else {}
+        recipe = stack_of(stack, method=kind, **{**own, **given["stack"]})
     else:
         defaults, recipe = {}, stack.replace(**given["stack"])
     plan = training.replace(**given["training"]) if training else TrainingSpec(**{**defaults, **given["training"]})

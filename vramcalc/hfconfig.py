@@ -14,7 +14,7 @@ from typing import Any, get_args
 
 from vramcalc.errors import BadConfig, InvalidValue, Unsupported, shown
 from vramcalc.reading import read_text
-from vramcalc.specs import ModelSpec, ModelType
+from vramcalc.specs import AttnImplementation, ModelSpec, ModelType
 
 _MAX_FILE_BYTES = 4 << 20
 _REQUIRED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
@@ -29,6 +29,17 @@ _DEFAULT_KEY_VALUE_HEADS = {"mistral": 8, "mixtral": 8, "qwen2": 32, "qwen3": 32
 _DEFAULT_HEAD_DIM = {"qwen3": 128}
 _DEFAULT_WINDOW = 4096
 _DEFAULT_EXPERTS = {"num_local_experts": 8, "num_experts_per_tok": 2}
+_ATTRIBUTE_MAP = {"mixtral": {"num_experts": "num_local_experts"}}
+"""Other names of settings by model type. transformers sets them after the fields, so that they win in any order."""
+_SUPPORTED = {
+    "is_causal": (True, "attention that looks ahead"),
+    "output_hidden_states": (False, "hidden states that are kept"),
+    "output_attentions": (False, "attention weights that are handed out"),
+    "return_dict": (True, "outputs as a tuple"),
+    "gradient_checkpointing": (False, "checkpointing of a model's own; it is a setting of the run"),
+    "per_layer_config": (None, "layers that differ"),
+}
+"""Settings of every model type that move memory: what is modelled, and what any other value means."""
 _ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 _REMEDY = "correct the file or fetch it again"
 
@@ -102,6 +113,7 @@ def to_spec(config: dict[str, Any], name: str) -> ModelSpec:
         Unsupported: an architecture or a setting that is not modelled.
     """
     model_type = _model_type(config, name)
+    config = _by_attribute(config, model_type)
     _refuse_unmodelled(config, name)
     missing = [key for key in _REQUIRED if config.get(key) is None]
     if missing:
@@ -123,6 +135,7 @@ def to_spec(config: dict[str, Any], name: str) -> ModelSpec:
             tie_word_embeddings=_or(config.get("tie_word_embeddings"), False),
             **{key: _or(config.get(key), False) for key, types in _BIASED.items() if model_type in types},
             sliding_window=_sliding_window(config, model_type, name),
+            attn_implementation=_attn_implementation(config, name),
             **_experts(config, model_type, name),
         )
     except InvalidValue as err:
@@ -131,6 +144,17 @@ def to_spec(config: dict[str, Any], name: str) -> ModelSpec:
 
 def _or(value: Any, default: Any) -> Any:
     return default if value is None else value
+
+
+def _by_attribute(config: dict[str, Any], model_type: str) -> dict[str, Any]:
+    """The configuration with every setting under the one name its class has for it.
+
+    References:
+        transformers 5.23 configuration_utils.py, ``wrap_init_to_accept_kwargs`` and ``__setattr__``.
+    """
+    names = _ATTRIBUTE_MAP.get(model_type, {})
+    given = {names[key]: value for key, value in config.items() if key in names}
+    return {key: value for key, value in config.items() if key not in names} | given
 
 
 def _bad(name: str, key: str, value: object, expected: str) -> BadConfig:
@@ -167,7 +191,13 @@ def _refuse_unmodelled(config: dict[str, Any], name: str) -> None:
     if quantization is not None:
         method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
         raise Unsupported(f"{name}: weights stored by {shown(method)} are not modelled; name the unquantised model")
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    for key, (modelled, meaning) in _SUPPORTED.items():
+        if bool(config.get(key, modelled)) != bool(modelled):
+            raise Unsupported(
+                f"{name}: {key} {shown(config[key])} ({meaning}) is not modelled; take {key} out of the file"
+            )
+    # The older name wins where both are given.
+    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
     if not isinstance(rope, dict):
         raise _bad(name, "rope_scaling", rope, "an object or null")
     rope_type = rope.get("rope_type", rope.get("type", "default"))
@@ -205,27 +235,86 @@ def _experts(config: dict[str, Any], model_type: str, name: str) -> dict[str, An
         raise Unsupported(f"{name}: router_jitter_noise {shown(config['router_jitter_noise'])} is not modelled")
     if config.get("output_router_logits"):
         raise Unsupported(f"{name}: output_router_logits (the load-balancing loss) is not modelled; set it to false")
+    experts = config.get("_experts_implementation", config.get("experts_implementation"))
+    if experts not in (None, "grouped_mm"):
+        raise Unsupported(
+            f"{name}: experts_implementation {shown(experts)} is not modelled; supported: 'grouped_mm', the default"
+        )
     return {key: _or(config.get(key), default) for key, default in _DEFAULT_EXPERTS.items()}
+
+
+def _attn_implementation(config: dict[str, Any], name: str) -> Any:
+    """Attention that the file asks for, None where it leaves the choice.
+
+    Raises:
+        Unsupported: an implementation that is not modelled.
+
+    References:
+        transformers 5.23 configuration_utils.py, ``PreTrainedConfig.__post_init__``: the name with an underscore is
+        set last.
+    """
+    asked = config.get("_attn_implementation", config.get("attn_implementation"))
+    if asked not in (None, *get_args(AttnImplementation)):
+        known = ", ".join(map(repr, get_args(AttnImplementation)))
+        raise Unsupported(
+            f"{name}: attn_implementation {shown(asked)} is not modelled; supported: {known}; take it out of the file "
+            "and say which of them is used"
+        )
+    return asked
 
 
 def _sliding_window(config: dict[str, Any], model_type: str, name: str) -> Any:
     """The window of every layer, None for full attention.
 
     Raises:
-        Unsupported: some layers have a window and some do not.
+        BadConfig: ``layer_types`` that are no list of one name for every layer.
+        Unsupported: some layers have a window and some do not, or the kinds of layers do not go with the rest.
+
+    References:
+        transformers 5.23 models/mistral/modeling_mistral.py and models/qwen2/modeling_qwen2.py, ``forward``: Mistral
+        has a window in every layer where one is set, whatever ``layer_types`` says; Qwen goes by ``layer_types``.
     """
-    kinds = config.get("layer_types")
-    if kinds is not None and (not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds)):
-        raise Unsupported(f"{name}: layer_types {shown(kinds)} is not modelled; supported: 'full_attention' throughout")
+    kinds = _layer_types(config, name)
     if model_type == "mixtral":
         if config.get("sliding_window") is not None:
             raise Unsupported(f"{name}: sliding_window {shown(config['sliding_window'])} is not modelled for mixtral")
-        return None
-    if model_type == "mistral":
-        return config.get("sliding_window", _DEFAULT_WINDOW)
-    window = config.get("sliding_window", _DEFAULT_WINDOW) if config.get("use_sliding_window") else None
-    if model_type in ("granite", "llama") or kinds is not None or window is None:
-        return None
+        window = None
+    elif model_type == "mistral":
+        window = config.get("sliding_window", _DEFAULT_WINDOW)
+    elif model_type in ("qwen2", "qwen3"):
+        window = config.get("sliding_window", _DEFAULT_WINDOW) if config.get("use_sliding_window") else None
+    else:
+        window = None
+    if kinds == {"sliding_attention"} and window is None:
+        raise Unsupported(
+            f"{name}: layer_types of sliding_attention without a window of {model_type} is not modelled: transformers "
+            "finds no sliding_window there; set both (and use_sliding_window for Qwen), or neither"
+        )
+    if model_type in ("mistral", "mixtral") or window is None or kinds == {"sliding_attention"}:
+        return window
+    return None if kinds else _window_from(config, window, name)
+
+
+def _layer_types(config: dict[str, Any], name: str) -> set[str]:
+    """Kinds of attention among the layers, at most one; none where the file does not say."""
+    kinds, layers = config.get("layer_types"), config["num_hidden_layers"]
+    if kinds is None:
+        return set()
+    if not isinstance(kinds, list) or not all(isinstance(kind, str) for kind in kinds):
+        raise _bad(name, "layer_types", kinds, "a list of names, one for every layer")
+    if len(kinds) != layers:
+        raise _bad(name, "layer_types", kinds, f"one name for each of num_hidden_layers ({shown(layers)})")
+    found = set(kinds)
+    if found not in ({"full_attention"}, {"sliding_attention"}):
+        raise Unsupported(
+            f"{name}: layer_types {shown(kinds)} is not modelled; supported: 'full_attention' or 'sliding_attention' "
+            "throughout"
+        )
+    return found
+
+
+def _window_from(config: dict[str, Any], window: Any, name: str) -> Any:
+    """Qwen's window, which layers have from ``max_window_layers`` on."""
     first = config.get("max_window_layers", 28)
     if type(first) is not int:
         raise _bad(name, "max_window_layers", first, "a whole number")

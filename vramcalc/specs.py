@@ -79,6 +79,9 @@ class ModelSpec(Spec):
     """Experts of every layer (mixtral), None for a dense model."""
     num_experts_per_tok: PositiveCount | None = None
     """Experts that a token is sent to (mixtral)."""
+    attn_implementation: Annotated[AttnImplementation | None, Field(exclude_if=lambda given: given is None)] = None
+    """Attention that ``config.json`` itself asks for; a recipe that is given as a :class:`Stack`, or the setting of
+    that name, counts for more."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -12,6 +12,7 @@ from vramcalc.specs import Gpu, LoRA
 def warnings_for(job: Job, gpu: Gpu | None) -> Iterator[str]:
     """Warnings on a job, and on the GPU it is to run on."""
     yield from _on_sizes(job)
+    yield from _on_config(job)
     yield from _on_experts(job)
     yield from _on_dtypes(job, gpu)
     yield from _on_alloc_conf(job)
@@ -32,6 +33,16 @@ def _on_sizes(job: Job) -> Iterator[str]:
                 f"rank {job.method.rank:,} is above the width of the narrowest layer ({narrowest:,}); "
                 "such an adapter has more parameters than the layer"
             )
+
+
+def _on_config(job: Job) -> Iterator[str]:
+    asked, used = job.model.attn_implementation, job.stack.attn_implementation
+    if asked is None or asked == used == "sdpa":
+        return
+    if asked == used:
+        yield f"attention is {asked}, as the model's config.json asks for; attn_implementation overrides it"
+    else:
+        yield f"attention is {used} as set, not the {asked} of the model's config.json"
 
 
 def _on_experts(job: Job) -> Iterator[str]:
