@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 from test_laws import CHECKPOINTING, METHODS, TINY
 
 from vramcalc import VramcalcError, estimate, estimate_grid
+from vramcalc.errors import Unsupported
+from vramcalc.releases import RELEASES
 
 POINTS = st.lists(st.tuples(st.integers(1, 64), st.integers(1, 6000), st.integers(1, 300)), min_size=1, max_size=6)
 SETTINGS = st.fixed_dictionaries(
@@ -22,6 +24,9 @@ SETTINGS = st.fixed_dictionaries(
         "autocast": st.sampled_from([None, "bfloat16"]),
         "attn_implementation": st.sampled_from(["sdpa", "eager"]),
         "gradient_accumulation_steps": st.integers(1, 2),
+        "transformers": st.sampled_from(
+            ["4.44", "4.45", "4.47", "4.48", "4.49", "4.52", "4.53", "4.55", "4.57", "5.23"]
+        ),
     }
 )
 
@@ -33,6 +38,10 @@ def test_a_grid_equals_scalars_at_every_point(
 ) -> None:
     batch, seq, rank = (np.array(column) for column in zip(*points, strict=True))
     axes = {"micro_batch_size": batch, "seq_len": seq} | ({} if method == "full" else {"rank": rank})
+    try:
+        estimate(TINY, method, **settings)
+    except Unsupported:
+        reject()
     grid = estimate_grid(TINY, method, **axes, **settings)
     for i in range(len(points)):
         own = {name: int(values[i]) for name, values in axes.items()}
@@ -43,6 +52,21 @@ def test_a_grid_equals_scalars_at_every_point(
             for n in scalar.instants
             if n.name.split(",")[0] == str(grid.instant[i]).split(",")[0] and n.n_bytes == scalar.allocated_bytes
         )
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("release", [*(r.checked for r in RELEASES)], ids=str)
+def test_a_grid_equals_scalars_where_masks_are_padded_to_multiples_of_eight(
+    release: tuple[int, int], padded: bool
+) -> None:
+    settings = {"padded": padded, "transformers": "{}.{}".format(*release), "stack": "pure-bf16-loop"}
+    seq = np.array([1, 7, 8, 63, 64, 512, 513, 1016, 1023, 1024])
+    if padded and release < (4, 48):
+        with pytest.raises(Unsupported, match="padded=True has not been checked"):
+            estimate(TINY, "lora", **settings)  # type: ignore[arg-type]
+        return
+    scalars = [estimate(TINY, "lora", seq_len=int(n), **settings).allocated_bytes for n in seq]  # type: ignore[arg-type]
+    assert estimate_grid(TINY, "lora", seq_len=seq, **settings).allocated_bytes.tolist() == scalars
 
 
 @pytest.mark.parametrize("model", ["llama-3.1-8b", "qwen2.5-0.5b", "qwen3-8b", "mistral-7b-v0.1"])

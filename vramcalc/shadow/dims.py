@@ -140,6 +140,10 @@ class Dim:
     def __ne__(self, other: object) -> bool:
         return not self == other
 
+    def __bool__(self) -> bool:
+        """Whether it is not zero, which is a guard as well: a remainder is a case of its own."""
+        return not self._guard("==", 0)
+
     def __index__(self) -> int:
         """The hint, pinned by a guard: for loops whose length is a size."""
         self._guard("==", self.hint)
