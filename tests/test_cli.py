@@ -69,6 +69,8 @@ OPTIONS: dict[str, tuple[str, Any]] = {
     "keeps_outputs": ("--keeps-outputs step", "step"),
     "outputs_to_float32": ("--no-outputs-to-float32", False),
     "zero_grad": ("--zero-grad start", "start"),
+    "zero_grad_set_to_none": ("--no-zero-grad-set-to-none", False),
+    "passes_attention_mask": ("--no-passes-attention-mask", False),
     "bnb_embeddings_32bit": ("--no-bnb-embeddings-32bit", False),
     "decay_groups": ("--no-decay-groups", False),
     "expandable_segments": ("--expandable-segments", True),

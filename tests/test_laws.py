@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import assume, given, settings
@@ -13,7 +13,7 @@ from vramcalc import Estimate, LoRA, QLoRA, estimate
 from vramcalc.job import Job
 from vramcalc.ledger import size_of
 from vramcalc.shadow.program import Program
-from vramcalc.specs import FullFineTuning, Stack, TrainingSpec
+from vramcalc.specs import FullFineTuning, KeepsOutputs, LossKind, Stack, TrainingSpec
 from vramcalc.step import Loop, Sizes
 from vramcalc.walk import Walks
 
@@ -30,10 +30,11 @@ SETTINGS = st.fixed_dictionaries(
         "optim": st.sampled_from(["adamw_torch_fused", "adamw_torch", "adamw_bnb_8bit", "sgd", "adafactor"]),
         "padded": st.booleans(),
         "autocast": st.sampled_from([None, "bfloat16"]),
-        "loss": st.sampled_from(["full", "chunked", "fused_linear", "fused_cross_entropy"]),
+        "loss": st.sampled_from(get_args(LossKind)),
         "attn_implementation": st.sampled_from(["sdpa", "eager"]),
-        "keeps_outputs": st.sampled_from(["no", "step", "next_forward"]),
+        "keeps_outputs": st.sampled_from(get_args(KeepsOutputs)),
         "zero_grad": st.sampled_from(["start", "end"]),
+        "zero_grad_set_to_none": st.booleans(),
     }
 )
 

@@ -49,6 +49,20 @@ CASES: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("qwen3", "full", {"seq_len": 40, "optim": "adafactor", "micro_batch_size": 2}),
     ("qwen3", "lora", {"seq_len": 40, "modules_to_save": {"lm_head", "embed_tokens"}, "autocast": "bfloat16"}),
     ("qwen3", "qlora", {"seq_len": 40, "target_modules": {"q_proj", "v_proj"}, "zero_grad": "start"}),
+    ("llama", "full", {"seq_len": 70, "passes_attention_mask": False, "attn_implementation": "eager"}),
+    ("mistral", "lora", {"seq_len": 70, "passes_attention_mask": False, "micro_batch_size": 2}),
+    ("llama", "lora", {"seq_len": 64, "zero_grad_set_to_none": False, "gradient_checkpointing": "reentrant"}),
+    ("qwen2", "full", {"seq_len": 40, "zero_grad_set_to_none": False, "dtype": "float32", "autocast": "float16"}),
+    ("llama", "full", {"seq_len": 90, "keeps_outputs": "backward", "micro_batch_size": 2, "use_cache": True}),
+    ("qwen3", "qlora", {"seq_len": 90, "keeps_outputs": "backward", "autocast": "bfloat16"}),
+    ("llama", "full", {"seq_len": 70, "loss": "cross_entropy"}),
+    ("granite", "full", {"seq_len": 70, "loss": "shifted_cross_entropy", "micro_batch_size": 2}),
+    ("qwen2", "lora", {"seq_len": 70, "loss": "cross_entropy", "autocast": "bfloat16", "micro_batch_size": 3}),
+    (
+        "qwen3",
+        "qlora",
+        {"seq_len": 70, "loss": "shifted_cross_entropy", "autocast": "bfloat16", "outputs_to_float32": False},
+    ),
 )
 
 

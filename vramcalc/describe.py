@@ -21,6 +21,8 @@ CACHE = "allocator's cache"
 """What is reserved beyond the tensors of the peak."""
 _LOSSES = {
     "full": "full logits",
+    "cross_entropy": "cross entropy of the loop's own",
+    "shifted_cross_entropy": "cross entropy of the loop's own, logits shifted",
     "chunked": "chunked loss (TRL)",
     "fused_linear": "fused linear loss (Liger)",
     "fused_cross_entropy": "fused cross entropy (Unsloth)",
@@ -128,7 +130,7 @@ def _optimizer(job: Job) -> str:
 def common_lines(job: Job) -> list[str]:
     """Batch, loop and versions."""
     stack, training = job.stack, job.training
-    loop = [f"zero_grad at the {stack.zero_grad}"]
+    loop = [f"zero_grad at the {stack.zero_grad}" + ("" if stack.zero_grad_set_to_none else ", in place")]
     if stack.keeps_outputs != "no":
         loop.append(f"outputs kept until the {stack.keeps_outputs.replace('_', ' ')} ends")
     if stack.autocast and not stack.outputs_to_float32:
@@ -146,6 +148,8 @@ def common_lines(job: Job) -> list[str]:
     loop.append(f"clipping at {training.max_grad_norm:g}" if training.max_grad_norm else "no clipping")
     batch = f"micro batch {training.micro_batch_size} x {_tokens(training)}"
     batch += ", padded" if training.padded else ", unpadded"
+    if not stack.passes_attention_mask:
+        batch += ", no attention_mask"
     if training.gradient_accumulation_steps > 1:
         batch += f", {training.gradient_accumulation_steps} accumulation steps"
     return [

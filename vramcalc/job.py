@@ -7,7 +7,17 @@ from dataclasses import dataclass
 from vramcalc.errors import Unsupported
 from vramcalc.methods.lora import adapts_whole_mlp, copy_dtype, is_saved, is_target, usual_adapter_dtype
 from vramcalc.releases import EXPERTS_CHECKED, minor_release
-from vramcalc.specs import FullFineTuning, LoRA, Method, ModelSpec, QLoRA, Stack, TrainingSpec, kbit_prepared
+from vramcalc.specs import (
+    OWN_LOSSES,
+    FullFineTuning,
+    LoRA,
+    Method,
+    ModelSpec,
+    QLoRA,
+    Stack,
+    TrainingSpec,
+    kbit_prepared,
+)
 
 _EXPERTS = (
     *(f"block_sparse_moe.{name}" for name in ("gate", "experts.0.w1", "experts.0.w2", "experts.0.w3")),
@@ -31,7 +41,8 @@ class Job:
     compute_capability: tuple[int, int] = (8, 0)
 
     def __post_init__(self) -> None:
-        if self.stack.loss != "full" and isinstance(self.method, LoRA) and is_target(self.method, "lm_head"):
+        takes_logits = self.stack.loss in ("full", *OWN_LOSSES)
+        if not takes_logits and isinstance(self.method, LoRA) and is_target(self.method, "lm_head"):
             raise Unsupported(
                 f"loss={self.stack.loss!r} reads the head's weight and passes by an adapter on lm_head; "
                 "take lm_head out of target_modules, put it into modules_to_save, or use loss='full'"
@@ -68,6 +79,8 @@ class Job:
                 "attn_implementation='flash_attention_2' takes 16-bit tensors only; set autocast='bfloat16', "
                 "or dtype='bfloat16'"
             )
+        if not self.stack.passes_attention_mask:
+            self._checked_unmasked(version)
         if not release.additive_mask:
             return
         if self.training.padded and release.raises_logits:
@@ -78,12 +91,41 @@ class Job:
                 "attn_implementation='sdpa' or gradient_checkpointing='none'"
             )
 
+    def _checked_unmasked(self, version: str) -> None:
+        """Refuse padding that nothing marks, and a mask whose rows no kernel takes as they lie."""
+        if self.training.padded:
+            raise Unsupported(
+                "padded=True with passes_attention_mask=False: only an attention_mask says where the padding is; "
+                "leave one of them out"
+            )
+        if self.stack.release.additive_mask and self.stack.attn_implementation == "sdpa" and self.windowed:
+            raise Unsupported(
+                f"{version} with passes_attention_mask=False and sequences of at least sliding_window="
+                f"{self.model.sliding_window:,} tokens has not been checked; use 4.53 or later, or shorter sequences"
+            )
+
+    @property
+    def windowed(self) -> bool:
+        """Whether the longest sequence reaches the sliding window."""
+        window = self.model.sliding_window
+        return window is not None and self.training.seq_len >= window
+
+    @property
+    def masked(self) -> bool:
+        """Whether SDPA is given a mask: for padding, for a window, or as if sequences were packed."""
+        return self.training.padded or self.windowed or self.taken_for_packed
+
+    @property
+    def taken_for_packed(self) -> bool:
+        """Whether sequences get a mask as if they were packed, for want of an ``attention_mask`` and a cache."""
+        return self.stack.release.packs_unmasked and not self.stack.passes_attention_mask and not self.fills_cache
+
     def _checked_granite(self) -> None:
         """Refuse releases without the family, and losses that would have to divide the logits themselves."""
         name, stack = self.model.name, self.stack
         if (minor_release(stack.transformers) or (0, 0)) < (4, 45):
             raise Unsupported(f"{name}: transformers={stack.transformers!r} has no granite; use 4.45 or later")
-        if stack.loss not in ("full", "fused_cross_entropy"):
+        if stack.loss not in ("full", "fused_cross_entropy", *OWN_LOSSES):
             raise Unsupported(
                 f"{name}: loss={stack.loss!r} makes logits by itself, and granite's are scaled; use loss='full'"
             )
@@ -102,7 +144,7 @@ class Job:
     def _checked_experts(self) -> None:
         """Refuse what has not been compared with a trace of a mixture of experts."""
         model, stack, method = self.model, self.stack, self.method
-        if stack.loss not in ("full", "fused_cross_entropy"):
+        if stack.loss not in ("full", "fused_cross_entropy", *OWN_LOSSES):
             raise Unsupported(
                 f"{model.name}: loss={stack.loss!r} with a mixture of experts has not been checked; use loss='full'"
             )
@@ -141,7 +183,7 @@ class Job:
             raise Unsupported(
                 f"{setting} patches granite, llama, mistral and mixtral here, not {self.model.model_type}"
             )
-        if stack.loss == "chunked":
+        if stack.loss in ("chunked", *OWN_LOSSES):
             raise Unsupported(f"{setting} goes with loss='fused_cross_entropy', 'fused_linear' or 'full'")
         if (stack.autocast or stack.dtype) != stack.dtype or stack.dtype == "float32":
             raise Unsupported(

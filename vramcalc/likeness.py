@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from vramcalc.job import Job
 from vramcalc.shadow.dispatch import attention_kernel
@@ -17,6 +18,8 @@ _ELSEWHERE = _VERSIONS | {
     *("bnb_embeddings_32bit", "decay_groups", "outputs_to_float32"),
 }
 """Fields of a recipe that are told in other words, or that move too little to matter to an interval."""
+_USUAL = {"passes_attention_mask": True, "zero_grad_set_to_none": True}
+"""Fields that nothing is said of where they are as in most loops: calibrations made without them hold on."""
 SIZES = {
     "params": "{:,} parameters", "seq_len": "sequences of {:,} tokens", "tokens": "micro batches of {:,} tokens"
 }  # fmt: skip
@@ -41,10 +44,8 @@ class Likeness:
 def kernel(job: Job) -> str:
     """The attention kernel that runs: ``eager``, ``flash-attn 2``, or the one behind SDPA."""
     dtype = job.stack.autocast or ("float32" if kbit_prepared(job.method, job.stack) else job.stack.dtype)
-    windowed = job.model.sliding_window is not None and job.training.seq_len >= job.model.sliding_window
-    masked = job.training.padded or windowed
     found, _ = attention_kernel(
-        job.model, job.stack, dtype=dtype, masked=masked, compute_capability=job.compute_capability
+        job.model, job.stack, dtype=dtype, masked=job.masked, compute_capability=job.compute_capability
     )
     return "flash-attn 2" if job.stack.attn_implementation == "flash_attention_2" else found
 
@@ -52,7 +53,7 @@ def kernel(job: Job) -> str:
 def likeness(job: Job, architecture: str | None) -> Likeness:
     """See :class:`Likeness`; a GPU generation that is not named is like any."""
     training, stack, attention = job.training, job.stack, kernel(job)
-    plain = {name: value for name, value in stack.model_dump().items() if name not in _ELSEWHERE}
+    plain = {name: value for name, value in _told(stack.model_dump()).items() if name not in _ELSEWHERE}
     if not isinstance(job.method, LoRA):
         del plain["adapter_dtype"]
     if not isinstance(job.method, QLoRA):
@@ -86,7 +87,12 @@ def recipe_id(job: Job, gpu: Gpu | None) -> str:
         "model": job.model.model_dump(mode="json"),
         "method": job.method.model_dump(mode="json"),
         "training": job.training.model_dump(mode="json"),
-        "stack": {n: v for n, v in job.stack.model_dump(mode="json").items() if n not in (*_VERSIONS, "name")},
+        "stack": {n: v for n, v in _told(job.stack.model_dump(mode="json")).items() if n not in (*_VERSIONS, "name")},
         "gpu": gpu.name if gpu else None,
     }
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _told(stack: dict[str, Any]) -> dict[str, Any]:
+    """Fields of a recipe without those that are as usual."""
+    return {name: value for name, value in stack.items() if name not in _USUAL or value != _USUAL[name]}

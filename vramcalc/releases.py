@@ -31,6 +31,7 @@ class Release:
         fuses_experts: a mixture of experts holds the weights of all in one tensor, and sorts tokens by expert.
         cached_rotary: of ``layer_rotary``, model types that keep a table of every position there could be.
         legacy_cache: the cache is handed out as tuples, which accelerate raises to float32 with the other outputs.
+        packs_unmasked: a batch without ``attention_mask`` and cache is taken for packed sequences, and gets a mask.
     """
 
     since: tuple[int, int]
@@ -49,6 +50,7 @@ class Release:
     fuses_experts: bool = False
     cached_rotary: frozenset[str] = frozenset()
     legacy_cache: bool = False
+    packs_unmasked: bool = False
 
 
 _MISTRAL, _MIXTRAL, _QWEN = frozenset({"mistral"}), frozenset({"mixtral"}), frozenset({"qwen2"})
@@ -94,9 +96,9 @@ RELEASES = (
     _FROM_4_48,
     replace(_FROM_4_48, since=(4, 49), checked=(4, 49), shifts_logits=False),
     _FROM_4_50,
-    replace(_FROM_4_50, since=(4, 53), checked=(4, 53), additive_mask=False),
-    Release((4, 54), (4, 55), contiguous=True, copies_into_cache=False, warms_up="half"),
-    Release((4, 56), (4, 57), warms_up="half"),
+    replace(_FROM_4_50, since=(4, 53), checked=(4, 53), additive_mask=False, packs_unmasked=True),
+    Release((4, 54), (4, 55), contiguous=True, copies_into_cache=False, warms_up="half", packs_unmasked=True),
+    Release((4, 56), (4, 57), warms_up="half", packs_unmasked=True),
     Release((5, 0), (5, 23), warms_up="what stays", fuses_experts=True),
 )
 """The oldest first."""

@@ -11,7 +11,7 @@ from vramcalc.estimation import Estimate, estimate_job
 from vramcalc.job import Job
 from vramcalc.largest import largest_value
 from vramcalc.presets import PRESETS, stack_of
-from vramcalc.specs import FullFineTuning, LoRA, Method, QLoRA, Stack, TrainingSpec
+from vramcalc.specs import OWN_LOSSES, FullFineTuning, LoRA, Method, QLoRA, Stack, TrainingSpec
 from vramcalc.verdicts import Status, Verdict, verdict
 
 Change = tuple[str, dict[str, Any]]
@@ -122,7 +122,7 @@ def _harmless(job: Job) -> Iterator[Change]:
         yield "SDPA attention", {"attn_implementation": "sdpa"}
     elif stack.sdpa_kernel == "math":
         yield "fused attention kernel", {"sdpa_kernel": "auto"}
-    if stack.loss == "full":
+    if stack.loss in ("full", *OWN_LOSSES):
         yield "fused linear loss", {"loss": "fused_linear"}
     if training.gradient_checkpointing == "none":
         yield "gradient checkpointing", {"gradient_checkpointing": "non_reentrant"}

@@ -133,6 +133,8 @@ def recipe_line(recipe: Recipe) -> str:
             ("no autocast", recipe.stack.autocast is None and recipe.stack.name == "transformers-trainer"),
             ("expandable segments", recipe.stack.allocator.expandable_segments),
             ("padded", t.padded),
+            ("no attention_mask", not recipe.stack.passes_attention_mask),
+            ("gradients zeroed in place", not recipe.stack.zero_grad_set_to_none),
             (f"{t.gradient_accumulation_steps} micro-steps", t.gradient_accumulation_steps > 1),
             (f"{t.gradient_checkpointing} checkpointing", t.gradient_checkpointing != "none"),
             (recipe.stack.attn_implementation, recipe.stack.attn_implementation != "sdpa"),

@@ -24,8 +24,10 @@ DtypeName = Literal["float32", "bfloat16", "float16"]
 Checkpointing = Literal["none", "reentrant", "non_reentrant"]
 AttnImplementation = Literal["sdpa", "eager", "flash_attention_2"]
 SdpaKernel = Literal["auto", "flash", "efficient", "math"]
-KeepsOutputs = Literal["no", "step", "next_forward"]
-LossKind = Literal["full", "chunked", "fused_linear", "fused_cross_entropy"]
+KeepsOutputs = Literal["no", "backward", "step", "next_forward"]
+LossKind = Literal["full", "cross_entropy", "shifted_cross_entropy", "chunked", "fused_linear", "fused_cross_entropy"]
+OWN_LOSSES: tuple[LossKind, ...] = ("cross_entropy", "shifted_cross_entropy")
+"""Losses that the loop makes of the model's logits."""
 FusedKernels = Literal["none", "fms_acceleration"]
 ModelType = Literal["granite", "llama", "mistral", "mixtral", "qwen2", "qwen3"]
 OptimizerName = Literal[
@@ -249,23 +251,30 @@ class Stack(Spec):
     attn_implementation: AttnImplementation = "sdpa"
     sdpa_kernel: SdpaKernel = "auto"
     """Kernel behind ``scaled_dot_product_attention``; ``auto`` chooses as torch does on the GPU at hand."""
+    passes_attention_mask: bool = True
+    """The model is handed an ``attention_mask``. Without it and a cache, transformers 4.53 to 4.57 make their own."""
     repeats_kv: bool = False
     """Key and value heads are copied to the number of query heads before SDPA, as before transformers 4.48."""
     loss: LossKind = "full"
-    """``full`` logits; ``chunked``: TRL's tiled log-probabilities; ``fused_linear``: Liger's fused linear loss;
-    ``fused_cross_entropy``: Unsloth's, whose gradient is written over the logits."""
+    """``full`` logits, raised to float32 by the model's own loss; ``cross_entropy``: the loop's own on 16-bit logits,
+    of labels shifted beforehand; ``shifted_cross_entropy``: of ``logits[..., :-1, :].contiguous()``; ``chunked``: TRL's
+    tiled log-probabilities; ``fused_linear``: Liger's fused linear loss; ``fused_cross_entropy``: Unsloth's, whose
+    gradient is written over the logits."""
     fused_kernels: FusedKernels = "none"
     """Kernels in place of the model's own. ``fms_acceleration``: the fused-ops-and-kernels plugin of
     foundation-model-stack, whose norms, rotary positions and, over four-bit layers, LoRA write gradients in place."""
     use_cache: bool = False
     """The model fills a KV cache while training (raw loops that leave ``config.use_cache`` on)."""
     keeps_outputs: KeepsOutputs = "no"
-    """How long the loop holds on to ``outputs`` (logits, cache): ``no``, only the loss is kept; ``step``, when they
-    are the local of a function that makes a step; ``next_forward``, when the next forward pass replaces them."""
+    """How long the loop holds on to ``outputs`` (logits, cache): ``no``, only the loss is kept; ``backward``, when they
+    are let go of before the optimizer steps; ``step``, when they are the local of a function that makes a step;
+    ``next_forward``, when the next forward pass replaces them."""
     outputs_to_float32: bool = True
     """accelerate's conversion of model outputs under autocast."""
     zero_grad: Literal["start", "end"] = "end"
     """Gradients are dropped before the forward pass or after the optimizer step."""
+    zero_grad_set_to_none: bool = True
+    """``zero_grad(set_to_none=...)``: False fills gradients with zeros, so that they live through forward passes."""
     bnb_embeddings_32bit: bool = True
     """Trainer's rule that ``nn.Embedding`` keeps 32-bit state under bitsandbytes' 8-bit optimizers."""
     decay_groups: bool = True

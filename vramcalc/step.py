@@ -9,14 +9,14 @@ from vramcalc import methods
 from vramcalc.families import FAMILIES
 from vramcalc.families.context import Cache, Context
 from vramcalc.job import Job
-from vramcalc.shadow import losses, ops, optim, plugin_losses
+from vramcalc.shadow import cross_entropy, losses, ops, optim, plugin_losses
 from vramcalc.shadow.autograd import Engine
 from vramcalc.shadow.dims import Size, product
 from vramcalc.shadow.gradients import GradScaler, clip_grad_norm
 from vramcalc.shadow.graph import Parameter
 from vramcalc.shadow.kernels import cublas_workspace_bytes
 from vramcalc.shadow.tape import ITEMSIZE, Storage, Tape, Tensor
-from vramcalc.specs import FullFineTuning, LoRA, Stack
+from vramcalc.specs import OWN_LOSSES, FullFineTuning, LoRA, Stack
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,7 @@ class Loop:
         self._updated = [p for p in self.trainable if p not in without_gradient]
         self.optimizer = optim.build(training.optim, e, _groups(self._updated, stack), self._wide())
         self.scaler = GradScaler(e) if stack.autocast == "float16" else None
+        self._batch = _BATCH if stack.passes_attention_mask else _BATCH[:-1]
         self._workspaces: dict[str, Storage] = {}
         self._kept: Outputs | None = None
         self._steps = 0
@@ -121,6 +122,8 @@ class Loop:
         """One step of those after the first: every optimizer state is there already."""
         self.tape.mark("states")
         self.optimizer.prepare()
+        if not self.job.stack.zero_grad_set_to_none:
+            self._make_gradients()
         for what in (MAIN_WORKSPACE, _AUTOGRAD_WORKSPACE):
             self._workspace(what)
         seq = self.sizes.seq
@@ -151,33 +154,35 @@ class Loop:
         e, tape, stack = self.engine, self.tape, self.job.stack
         tape.mark(f"{tag}.forward")
         self._workspace(MAIN_WORKSPACE)
-        batch = [e.new((self.sizes.batch, seq), "int64", what) for what in _BATCH]
-        loss = self._forward(tag, batch[0])
+        batch = [e.new((self.sizes.batch, seq), "int64", what) for what in self._batch]
+        loss = self._forward(tag, batch)
         if stack.keeps_outputs == "no":
             del batch
         tape.mark(f"{tag}.backward")
         self._workspace(_AUTOGRAD_WORKSPACE)
         root = loss if self.scaler is None else self.scaler.scale(loss)
-        gradient = e.new((), "float32", "gradient of the loss")
+        gradient = e.new((), root.dtype, "gradient of the loss")
         e.backward(root.node, gradient)
+        if stack.keeps_outputs == "backward":
+            self._keep(None)
 
-    def _forward(self, tag: str, ids: Tensor) -> Tensor:
+    def _forward(self, tag: str, batch: list[Tensor]) -> Tensor:
         """The model's call and its loss; what the loop keeps of the outputs stays alive."""
         e, stack = self.engine, self.job.stack
         e.autocast = stack.autocast
         cache = Cache(copies=stack.release.copies_into_cache) if self.job.fills_cache else None
-        hidden = self.net.hidden_states(ids, cache)
+        hidden = self.net.hidden_states(batch[0], cache)
         logits: Tensor | None = None
         metrics: list[Tensor] = []
         self.tape.mark(f"{tag}.head")
-        if stack.loss in ("full", "fused_cross_entropy"):
+        if stack.loss in ("full", "fused_cross_entropy", *OWN_LOSSES):
             logits = self.net.logits(hidden)
             release = stack.release
             if self.job.model.model_type in release.raises_logits:
                 logits = ops.to(e, logits, "float32")
             if stack.loss == "full":
-                loss = losses.causal_lm_loss(e, logits, shifts_logits=release.shifts_logits)
-            else:
+                loss = cross_entropy.causal_lm_loss(e, logits, shifts_logits=release.shifts_logits)
+            elif stack.loss == "fused_cross_entropy":
                 loss = plugin_losses.fused_cross_entropy(e, logits)
         elif stack.loss == "chunked":
             metrics = losses.chunked_outputs(e, hidden, _head_weight(self.net.lm_head))
@@ -194,6 +199,9 @@ class Loop:
             logits = logits and ops.to(e, logits, "float32")
             if cache is not None and stack.release.legacy_cache:
                 cache.to_float32(e)
+        if stack.loss in OWN_LOSSES and logits is not None:
+            shifts, autocast = stack.loss == "shifted_cross_entropy", stack.autocast is not None
+            loss = cross_entropy.cross_entropy(e, logits, batch[1], shifts_logits=shifts, autocast=autocast)
         if stack.keeps_outputs != "no":
             self._keep(Outputs(loss, logits, cache, metrics))
         return loss
@@ -229,8 +237,20 @@ class Loop:
         if self.job.stack.keeps_outputs == "step":
             self._keep(None)
 
+    def _make_gradients(self) -> None:
+        """Those that the step before filled with zeros."""
+        for parameter in self._updated:
+            self.tape.at(parameter.layer)
+            shape, dtype = parameter.tensor.shape, parameter.tensor.dtype
+            storage = Storage(self.tape, shape, dtype, "gradient", "gradient")
+            self.tape.births[storage.id].module = parameter.name
+            parameter.grad = Tensor(storage, shape, dtype)
+        self.tape.at(None)
+
     def _zero_grad(self, tag: str) -> None:
         self.tape.mark(f"{tag}.zero_grad")
+        if not self.job.stack.zero_grad_set_to_none:
+            return
         for parameter in self.trainable:
             self.tape.at(parameter.layer)
             parameter.grad = None

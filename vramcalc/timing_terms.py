@@ -21,7 +21,7 @@ from typing import Literal
 from vramcalc.flops import Flops, Tokens, step_flops
 from vramcalc.matrices import Matrices
 from vramcalc.methods.lora import is_saved, is_target, layers_alike
-from vramcalc.specs import FullFineTuning, LoRA, Method, QLoRA, Stack, TrainingSpec, kbit_prepared
+from vramcalc.specs import OWN_LOSSES, FullFineTuning, LoRA, Method, QLoRA, Stack, TrainingSpec, kbit_prepared
 
 Kernel = Literal["flash", "efficient", "eager"]
 _ACCESSES = {
@@ -271,10 +271,14 @@ class _Sizes:
 
     @property
     def logits(self) -> float:
-        """The loss over the vocabulary."""
+        """The loss over the vocabulary; one of the loop's own goes over logits in their own dtype."""
+        elements = self.flops.tokens.computed * self.model.vocab_size
+        if self.stack.loss in OWN_LOSSES:
+            passes = 11 if self.stack.loss == "shifted_cross_entropy" else 6
+            return elements * passes * self.computing
         one_kernel = self.recipe.fused or self.stack.loss != "full"
         per_element = 12 if one_kernel else 24 if self.recipe.compiled else 44
-        return self.flops.tokens.computed * self.model.vocab_size * per_element
+        return elements * per_element
 
     @property
     def dequantised(self) -> float:

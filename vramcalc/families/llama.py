@@ -240,9 +240,11 @@ class CausalLM(Module):
             e,
             batch,
             seq,
+            release=context.stack.release,
             implementation=context.stack.attn_implementation,
-            additive=context.stack.release.additive_mask,
             padded=context.padded,
+            passed=context.stack.passes_attention_mask,
+            cached=cache is not None,
             sliding_window=spec.sliding_window,
             dtype=inputs_embeds.dtype,
         )

@@ -138,6 +138,19 @@ def _softmax(x: torch.Tensor, dim: int | None = None, _stacklevel: int = 3, dtyp
     return torch.softmax(x, dim, dtype=dtype)  # type: ignore[arg-type]
 
 
+def _cross_entropy(real: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """CUDA's autocast raises the log-probabilities to float32, where the CPU's raises the logits."""
+
+    def cross_entropy(x: torch.Tensor, target: torch.Tensor, *args: Any, **more: Any) -> torch.Tensor:
+        if x.dtype == torch.float32 or not torch.is_autocast_enabled("cpu"):
+            return real(x, target, *args, **more)
+        with torch.autocast("cpu", enabled=False):
+            log_probs = torch.log_softmax(x, 1).float()
+            return nn.functional.nll_loss(log_probs, target, *args, **more)
+
+    return cross_entropy
+
+
 def _apply(self: nn.Module, fn: Callable[[Any], Any], recurse: bool = True) -> nn.Module:
     """``Module._apply`` without torch's swap of tensors, which fake ones do not allow."""
     for module in self.modules() if recurse else [self]:
@@ -196,6 +209,7 @@ def cuda_choices(stack: Stack, compute_capability: tuple[int, int], *, padded: b
         *routing.replacements(),
         (nn.functional, "dropout", _dropout),
         (nn.functional, "softmax", _softmax),
+        (nn.functional, "cross_entropy", _cross_entropy(nn.functional.cross_entropy)),
         # PEFT asks about CUDA's autocast, which is what is_autocast_enabled() without a device means.
         (torch, "is_autocast_enabled", lambda _device="cpu": autocast_enabled("cpu")),
         # The real one asks whether gradients overflowed and skips the step if so.

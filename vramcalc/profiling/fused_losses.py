@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from vramcalc.errors import Unsupported
-from vramcalc.specs import Stack
+from vramcalc.specs import OWN_LOSSES, Stack
 
 TRL_OUTPUTS = ("log_probs", "entropy", "is_top1")
 """What ``SFTTrainer`` asks its fused head for."""
@@ -60,7 +60,7 @@ def replacements(stack: Stack, compute_capability: tuple[int, int]) -> list[tupl
             f"no trace of fused_kernels={stack.fused_kernels!r} with loss={stack.loss!r}: only the plugin itself "
             "installs these kernels; use trace_custom with a model that has them"
         )
-    if stack.loss == "full":
+    if stack.loss in ("full", *OWN_LOSSES):
         return []
     from triton.runtime.jit import JITFunction
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from vramcalc.profiling import fused_losses
 from vramcalc.profiling.job import torch_dtype
-from vramcalc.specs import Stack, TrainingSpec
+from vramcalc.specs import OWN_LOSSES, Stack, TrainingSpec
 
 
 class Marker(Protocol):
@@ -49,24 +49,20 @@ class Loop:
         self.scaler = torch.amp.GradScaler(self.device) if stack.autocast == "float16" else None
 
     def batch(self, seq_len: int) -> dict[str, torch.Tensor]:
-        """Token ids, labels and attention mask of one micro-batch, int64."""
+        """Token ids, labels and, where the recipe has one, attention mask of one micro-batch, int64."""
         ids = torch.zeros(self.training.micro_batch_size, seq_len, dtype=torch.long, device=self.device)
-        return {"input_ids": ids, "labels": ids.clone(), "attention_mask": torch.ones_like(ids)}
+        batch = {"input_ids": ids, "labels": ids.clone()}
+        return {**batch, "attention_mask": torch.ones_like(ids)} if self.stack.passes_attention_mask else batch
 
     def micro_step(self, tag: str, seq_len: int) -> None:
         """Forward and backward of one micro-batch."""
         stack = self.stack
         self.marker.mark(f"{tag}.forward")
         batch = self.batch(seq_len)
-        with _autocast(stack, self.device):
-            outputs = self.model(**batch, **({"fused_lm_head": True} if stack.loss == "chunked" else {}))
-        if stack.autocast is not None and stack.outputs_to_float32:
-            from accelerate.utils.operations import convert_to_fp32
-
-            outputs = convert_to_fp32(outputs)
+        outputs = self._forward(batch)
         if stack.keeps_outputs != "no":
             self.outputs = outputs
-        loss = fused_losses.sft_loss(outputs) if stack.loss == "chunked" else outputs["loss"]
+        loss: Any = self._loss(outputs, batch["labels"])
         del outputs
         if stack.keeps_outputs == "no":
             del batch
@@ -78,6 +74,34 @@ class Loop:
         for parameter in self.trainable:
             if parameter.grad is not None:
                 self.marker.label(parameter.grad, "gradient")
+        if stack.keeps_outputs == "backward":
+            self.outputs = None
+
+    def _forward(self, batch: dict[str, torch.Tensor]) -> Any:
+        """The model's call; a loss of the loop's own needs no labels there."""
+        stack, given = self.stack, dict(batch)
+        if stack.loss in OWN_LOSSES:
+            del given["labels"]
+        with _autocast(stack, self.device):
+            outputs = self.model(**given, **({"fused_lm_head": True} if stack.loss == "chunked" else {}))
+        if stack.autocast is not None and stack.outputs_to_float32:
+            from accelerate.utils.operations import convert_to_fp32
+
+            outputs = convert_to_fp32(outputs)
+        return outputs
+
+    def _loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
+        """The model's loss, TRL's, or the loop's own, which autocast sees too."""
+        if self.stack.loss == "chunked":
+            return fused_losses.sft_loss(outputs)
+        if self.stack.loss not in OWN_LOSSES:
+            loss: torch.Tensor = outputs["loss"]
+            return loss
+        logits = outputs["logits"]
+        with _autocast(self.stack, self.device):
+            if self.stack.loss == "shifted_cross_entropy":
+                logits, labels = logits[..., :-1, :].contiguous(), labels[..., 1:].contiguous()
+            return nn.functional.cross_entropy(logits.view(-1, logits.shape[-1]), labels.view(-1))
 
     def optimizer_step(self, tag: str) -> None:
         """Clip, step, drop gradients."""
@@ -102,6 +126,9 @@ class Loop:
             self.outputs = None
 
     def _zero_grad(self) -> None:
+        if not self.stack.zero_grad_set_to_none:
+            self.optimizer.zero_grad(set_to_none=False)
+            return
         for parameter in self.trainable:
             parameter.grad = None
 

@@ -51,7 +51,8 @@ class RealLoop(Loop):
         if self.training.padded:
             mask[0, -1] = 0
             labels[0, -1] = -100
-        return {"input_ids": ids, "labels": labels, "attention_mask": mask}
+        batch = {"input_ids": ids, "labels": labels}
+        return {**batch, "attention_mask": mask} if self.stack.passes_attention_mask else batch
 
 
 class Run:

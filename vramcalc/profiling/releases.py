@@ -35,8 +35,7 @@ def questions(*, padded: bool) -> list[Replacement]:
         functions = masking.ALL_MASK_ATTENTION_FUNCTIONS._global_mapping
         return [
             (masking, "_ignore_causal_mask_sdpa", _answer(masking._ignore_causal_mask_sdpa, padded=padded)),
-            # Whether sequences are packed is read off the positions; those of a plain batch say no.
-            (masking, "find_packed_sequence_indices", lambda _position_ids: None),
+            *_packing(masking),
             *([(_Item(functions), _FLASH, lambda *_, **__: None)] if _FLASH in functions else []),
         ]
     found: list[Replacement] = [(torch.Tensor, "__contains__", lambda _self, _value: padded)]
@@ -46,6 +45,18 @@ def questions(*, padded: bool) -> list[Replacement]:
         answer = _answer(converter._ignore_causal_mask_sdpa, padded=padded)  # type: ignore[union-attr]
         found.append((converter, "_ignore_causal_mask_sdpa", staticmethod(answer)))
     return found
+
+
+def _packing(masking: Any) -> list[Replacement]:
+    """Whether sequences are packed, read off the positions: releases before 5.0 do not ask, and take all for packed."""
+    if int(version("transformers").split(".")[0]) < 5:
+        return []
+    find = masking.find_packed_sequence_indices
+
+    def not_packed(position_ids: torch.Tensor) -> None:
+        find(position_ids)
+
+    return [(masking, "find_packed_sequence_indices", not_packed)]
 
 
 class _Item:

@@ -1,4 +1,4 @@
-"""From the last hidden state to the loss: full logits, TRL's chunked log-probabilities, Liger's fused linear loss.
+"""From the last hidden state to the loss, chunk by chunk: TRL's log-probabilities, Liger's fused linear loss.
 
 Loops over chunks of tokens run their first two and their last chunk only: those between repeat the second, byte for
 byte.
@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from vramcalc.shadow import ops
 from vramcalc.shadow.autograd import Engine
+from vramcalc.shadow.cross_entropy import shifted_labels
 from vramcalc.shadow.dims import Size, minimum
 from vramcalc.shadow.graph import Gradients, Parameter
 from vramcalc.shadow.ops import Saved
@@ -17,59 +18,6 @@ from vramcalc.shadow.tape import Shape, Storage, Tensor
 
 TRL_TOKENS, TRL_VOCABULARY = 4096, 32768
 """Tile of TRL's chunked log-probabilities (trl 1.16 kernels/chunked_logprob.py, trainer/utils.py)."""
-
-
-def causal_lm_loss(e: Engine, logits: Tensor, *, shifts_logits: bool = False) -> Tensor:
-    """``ForCausalLMLoss`` on ``(batch, seq, vocab)`` logits: a float32 copy, its log-softmax, the mean over tokens.
-
-    Args:
-        e: the engine.
-        logits: of every position.
-        shifts_logits: the last position is left out, which copies the others; later releases move the labels.
-
-    References:
-        transformers loss/loss_utils.py; before 4.46 at the end of ``LlamaForCausalLM.forward``.
-    """
-    batch, seq, _ = logits.shape
-    raised = x = ops.to(e, logits, "float32")
-    if shifts_logits:
-        x = without_last(e, raised)
-        padded_labels, labels = None, e.new((batch, seq - 1) if batch > 1 else (), "int64", "shifted labels")
-    else:
-        padded_labels, labels = _shifted_labels(e, batch, seq)
-    shape = x.shape
-    log_probs = e.apply(
-        "log_softmax",
-        [x],
-        shape,
-        "float32",
-        (),
-        lambda s, g: [e.new(shape, "float32", "log_softmax backward")],
-        saves_result=True,
-    )
-    node = e.node(
-        "nll_loss", [log_probs], [log_probs, labels], lambda s, g: [e.new(shape, "float32", "nll_loss backward")]
-    )
-    loss = Tensor(Storage(e.tape, (), "float32", "loss"), (), "float32", node)
-    total_weight = e.new((), "float32", "nll_loss total weight")
-    if node is not None:
-        e.save(node, [total_weight])
-    del padded_labels, raised
-    return loss
-
-
-def without_last(e: Engine, logits: Tensor) -> Tensor:
-    """``logits[..., :-1, :].contiguous()``: a copy, of a single row none; backward fills a zero tensor of full size."""
-    batch, seq, vocab = shape = logits.shape
-    shorter = (batch, seq - 1, vocab)
-    view = e.view("slice", logits, shorter, lambda s, g: [e.new(shape, "float32", "slice backward")])
-    return ops.clone(e, view) if batch > 1 else view
-
-
-def _shifted_labels(e: Engine, batch: Size, seq: Size) -> tuple[Tensor, Tensor]:
-    """Labels padded by one, and shifted: a view of one row, a copy of several."""
-    padded = e.new((batch, seq + 1), "int64", "padded labels")
-    return padded, e.new((batch, seq), "int64", "shifted labels") if batch > 1 else padded
 
 
 def ends(n: Size, chunk: int) -> Iterator[Size]:
@@ -93,7 +41,7 @@ def fused_linear_loss(e: Engine, hidden: Tensor, weight: Parameter, compute_capa
         liger-kernel 0.8.5 ops/fused_linear_cross_entropy.py.
     """
     batch, seq, width = hidden.shape
-    padded_labels, labels = _shifted_labels(e, batch, seq)
+    padded_labels, labels = shifted_labels(e, batch, seq)
     tokens, w = batch * seq, weight.tensor
     vocab = int(w.shape[0])
     for_w = w.node is not None

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from vramcalc.shadow import ops
 from vramcalc.shadow.autograd import Engine
+from vramcalc.shadow.cross_entropy import without_last
 from vramcalc.shadow.dims import Size
 from vramcalc.shadow.graph import Parameter
-from vramcalc.shadow.losses import divided, ends, next_power_of_2, sum_of, without_last
+from vramcalc.shadow.losses import divided, ends, next_power_of_2, sum_of
 from vramcalc.shadow.tape import Storage, Tensor
 
 FUSED_VOCABULARY = 65536
