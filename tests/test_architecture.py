@@ -37,7 +37,8 @@ LAYERS = (
         "units",
         "visible",
     },
-    {"alloc_conf", "published_rows", "spec_base", "tables"},
+    {"alloc_conf", "published_rows", "tables", "torch_releases"},
+    {"spec_base"},
     {"gpu_spec"},
     {"timing_model"},
     {"specs"},
@@ -257,7 +258,17 @@ def test_only_comparisons_import_profiling_and_only_when_they_run() -> None:
 def test_profiling_stands_on_facts_and_inputs_alone() -> None:
     found = [i for i in imports() if i.own and room(i.by) == "profiling"]
     rooms = {room(i.own) for i in found if i.own and not (i.by in REPORTING and i.lazy)}
-    rooms_below = {"alloc_conf", "device_use", "errors", "installed", "units", "specs", "tables", "shadow"}
+    rooms_below = {
+        "alloc_conf",
+        "device_use",
+        "errors",
+        "installed",
+        "units",
+        "specs",
+        "tables",
+        "torch_releases",
+        "shadow",
+    }
     assert rooms <= {"profiling"} | rooms_below
     assert {i.by for i in found if i.lazy and i.own and room(i.own) != "profiling"} >= REPORTING
 

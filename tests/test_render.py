@@ -181,7 +181,7 @@ SETTINGS: dict[str, tuple[Any, ...]] = {
     "bnb_4bit_use_double_quant": (False,),
     "bnb_4bit_compute_dtype": ("float32",),
 }
-NO_BYTES = {"kind", "name", "lora_alpha", "torch", "transformers", "peft", "bitsandbytes"}
+NO_BYTES = {"kind", "name", "lora_alpha", "torch", "cuda", "transformers", "peft", "bitsandbytes"}
 RESERVED_ONLY = {"alloc_conf", "expandable_segments", "empty_cache_steps"}
 
 

@@ -154,8 +154,13 @@ def common_lines(job: Job) -> list[str]:
         batch += f", {training.gradient_accumulation_steps} accumulation steps"
     return [
         f"{batch}; {', '.join(loop)}",
-        f"torch {stack.torch}, transformers {stack.transformers}, peft {stack.peft}, bitsandbytes {stack.bitsandbytes}",
+        f"torch {stack.torch}{_cuda(stack)}, transformers {stack.transformers}, peft {stack.peft}, "
+        f"bitsandbytes {stack.bitsandbytes}",
     ]
+
+
+def _cuda(stack: Stack) -> str:
+    return f" for CUDA {stack.cuda}" if stack.cuda else ""
 
 
 def _tokens(training: TrainingSpec) -> str:

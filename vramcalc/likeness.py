@@ -12,7 +12,9 @@ from vramcalc.job import Job
 from vramcalc.shadow.dispatch import attention_kernel
 from vramcalc.specs import Gpu, LoRA, QLoRA, kbit_prepared
 
-_VERSIONS = frozenset({"torch", "transformers", "peft", "bitsandbytes"})
+_VERSIONS = frozenset({"torch", "cuda", "transformers", "peft", "bitsandbytes"})
+_MEASURED_TORCH = "2.13"
+"""Release that measured runs are predicted with, whatever theirs was; its rules are those of the releases before it."""
 _ELSEWHERE = _VERSIONS | {
     *("name", "attn_implementation", "sdpa_kernel", "alloc_conf", "expandable_segments", "empty_cache_steps"),
     *("bnb_embeddings_32bit", "decay_groups", "outputs_to_float32"),
@@ -70,6 +72,7 @@ def likeness(job: Job, architecture: str | None) -> Likeness:
         "several lengths": str(training.seq_lens is not None),
         "allocator settings": str(bool(stack.alloc_conf or stack.expandable_segments)),
         "emptied cache": str(stack.empty_cache_steps is not None),
+        **({"torch": stack.torch} if stack.torch != _MEASURED_TORCH else {}),
         "transformers": f"{since[0]}.{since[1]} or later",
         **{name: str(value) for name, value in plain.items()},
     }

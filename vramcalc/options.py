@@ -37,6 +37,7 @@ _HELP = {
     "padded": "The batch holds padding.",
     "seq_lens": "Tokens of each optimizer step in turn, with commas.",
     "torch": "Version modelled.",
+    "cuda": "CUDA of torch's wheel, such as 12.6; it decides whether cuDNN attends on Hopper and Blackwell.",
     "transformers": "Version modelled.",
     "peft": "Version modelled.",
     "bitsandbytes": "Version modelled.",

@@ -5,10 +5,11 @@ from __future__ import annotations
 import operator
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo
 
 from vramcalc.errors import InvalidValue, UnknownName, VramcalcError
 from vramcalc.releases import checked_releases, minor_release, release_of
+from vramcalc.torch_releases import minor_torch, wheel_of
 
 
 def alias(names: dict[str, str]) -> BeforeValidator:
@@ -38,6 +39,18 @@ def known_transformers(value: str) -> str:
     if minor is None or release_of(minor) is None:
         raise ValueError(_unchecked(checked_releases()))
     return ".".join(map(str, minor))
+
+
+def known_torch(value: str) -> str:
+    """A release of torch, cut to its minor one."""
+    return "{}.{}".format(*minor_torch(value).release)
+
+
+def published(value: str | None, info: ValidationInfo) -> str | None:
+    """The CUDA of a wheel that the release of torch beside it has."""
+    if "torch" in info.data:
+        wheel_of(info.data["torch"], value)
+    return value
 
 
 def whole(value: object) -> object:

@@ -18,12 +18,13 @@ from vramcalc.alloc_conf import AllocatorSettings, read
 from vramcalc.errors import InvalidValue
 from vramcalc.gpu_spec import Gpu as Gpu
 from vramcalc.releases import Release, minor_release, release_of
-from vramcalc.spec_base import PositiveCount, Spec, alias, checked, known_transformers, whole
+from vramcalc.spec_base import PositiveCount, Spec, alias, checked, known_torch, known_transformers, published, whole
+from vramcalc.torch_releases import Wheel, wheel_of
 
 DtypeName = Literal["float32", "bfloat16", "float16"]
 Checkpointing = Literal["none", "reentrant", "non_reentrant"]
 AttnImplementation = Literal["sdpa", "eager", "flash_attention_2"]
-SdpaKernel = Literal["auto", "flash", "efficient", "math"]
+SdpaKernel = Literal["auto", "cudnn", "flash", "efficient", "math"]
 KeepsOutputs = Literal["no", "backward", "step", "next_forward"]
 LossKind = Literal["full", "cross_entropy", "shifted_cross_entropy", "chunked", "fused_linear", "fused_cross_entropy"]
 OWN_LOSSES: tuple[LossKind, ...] = ("cross_entropy", "shifted_cross_entropy")
@@ -232,7 +233,10 @@ class Stack(Spec):
 
     name: str = "custom"
     """Preset this recipe came from."""
-    torch: Annotated[str, checked("2.13", "2.13")] = "2.13"
+    torch: Annotated[str, AfterValidator(known_torch)] = "2.13"
+    cuda: Annotated[str | None, AfterValidator(published)] = None
+    """CUDA that torch's wheel is built for, such as 12.6, which decides the cuDNN that comes with it; None for the
+    wheel that ``pip install torch`` takes."""
     transformers: Annotated[str, AfterValidator(known_transformers)] = "5.23"
     peft: Annotated[str, checked("0.12", "0.21")] = "0.21"
     bitsandbytes: Annotated[str, checked("0.46", "0.50")] = "0.50"
@@ -250,7 +254,8 @@ class Stack(Spec):
     bfloat16 again, and norms stay float32. SFTTrainer called it with ``bf16=True`` over four-bit layers."""
     attn_implementation: AttnImplementation = "sdpa"
     sdpa_kernel: SdpaKernel = "auto"
-    """Kernel behind ``scaled_dot_product_attention``; ``auto`` chooses as torch does on the GPU at hand."""
+    """Kernel behind ``scaled_dot_product_attention``; ``auto`` chooses as torch does on the GPU at hand. Where
+    ``TORCH_CUDNN_SDPA_DEPRIORITIZED=1`` is set, ``flash`` is what runs on Hopper and Blackwell."""
     passes_attention_mask: bool = True
     """The model is handed an ``attention_mask``. Without it and a cache, transformers 4.53 to 4.57 make their own."""
     repeats_kv: bool = False
@@ -310,6 +315,11 @@ class Stack(Spec):
         found = release_of(minor_release(self.transformers) or (0, 0))
         assert found is not None, "the version was validated"
         return found
+
+    @property
+    def wheel(self) -> Wheel:
+        """What depends on the release of torch, and on the CUDA it is built for."""
+        return wheel_of(self.torch, self.cuda)
 
     @property
     def allocator(self) -> AllocatorSettings:

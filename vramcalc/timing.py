@@ -239,7 +239,7 @@ def _work(
     if stack.attn_implementation == "sdpa" and stack.sdpa_kernel == "math":
         stack = stack.replace(attn_implementation="eager")
         said.append("the math kernel of attention is timed as eager code")
-    flash = capability >= (8, 0) and stack.sdpa_kernel in ("auto", "flash")
+    flash = capability >= (8, 0) and stack.sdpa_kernel in ("auto", "cudnn", "flash")
     flash = flash and not (job.training.padded or job.taken_for_packed)
     made = recipe or Recipe(flash=flash)
     work = work_of(Matrices.of(job.model), job.method, job.training, stack, made, tokens)

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 
 from vramcalc.alloc_conf import read
 from vramcalc.job import Job
+from vramcalc.likeness import kernel
 from vramcalc.specs import Gpu, LoRA
+from vramcalc.torch_releases import TORCH_RELEASES
 
 
 def warnings_for(job: Job, gpu: Gpu | None) -> Iterator[str]:
@@ -70,9 +72,16 @@ def _on_alloc_conf(job: Job) -> Iterator[str]:
 
 
 def _unchecked(job: Job) -> Iterator[str]:
-    if job.compute_capability >= (9, 0):
+    wheel = job.stack.wheel
+    if kernel(job) == "cudnn":
         yield (
-            "unchecked on a GPU: cuDNN attention's workspace on compute capability 9.0 and later is taken to be nothing"
+            f"unchecked on a GPU: cuDNN attends with torch {job.stack.torch} for CUDA {wheel.cuda} (cuDNN "
+            f"{'.'.join(map(str, wheel.cudnn))}); its workspace is read in cudnn-frontend's source, not measured"
+        )
+    if wheel.release is not TORCH_RELEASES[0]:
+        yield (
+            f"unchecked on a GPU: no measured run has torch {job.stack.torch}; traces were compared, and which kernel "
+            "attends was read in its library"
         )
     if job.training.optim in ("adamw_torch_8bit", "adamw_torch_4bit"):
         yield "unchecked on a GPU: torchao's compiled optimizer step is taken to allocate nothing"

@@ -117,6 +117,7 @@ def attention_of(stack: Stack) -> Iterator[None]:
     from transformers.integrations import sdpa_attention
 
     kernels = {
+        "cudnn": SDPBackend.CUDNN_ATTENTION,
         "flash": SDPBackend.FLASH_ATTENTION,
         "efficient": SDPBackend.EFFICIENT_ATTENTION,
         "math": SDPBackend.MATH,

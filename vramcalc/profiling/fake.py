@@ -16,7 +16,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from vramcalc.profiling import fused_losses, releases, routing
-from vramcalc.profiling.fake_attention import scaled_dot_product_attention
+from vramcalc.profiling.fake_attention import DTYPE_NAMES, scaled_dot_product_attention
 from vramcalc.shadow import kernels
 from vramcalc.specs import QLoRA, Stack
 
@@ -30,10 +30,17 @@ def hidden_buffers(compute_capability: tuple[int, int]) -> Callable[[str, Any, A
         found = kernels.flash_backward(batch, heads, key.shape[1], seq, head_dim, query.element_size())
         return found + _contiguous_copy(grad)
 
-    def efficient(args: Any) -> Any:
-        grad, query = args[0], args[1]
+    def efficient_forward(query: torch.Tensor) -> Any:
         batch, heads, seq, head_dim = query.shape
-        return kernels.efficient_backward(batch, heads, seq, head_dim, compute_capability) + _contiguous_copy(grad)
+        return kernels.efficient_forward(batch, heads, seq, head_dim, DTYPE_NAMES[query.dtype])
+
+    def efficient(args: Any) -> Any:
+        grad, query, key = args[0], args[1], args[2]
+        batch, heads, seq, head_dim = query.shape
+        found = kernels.efficient_backward(
+            batch, heads, key.shape[1], seq, head_dim, DTYPE_NAMES[query.dtype], compute_capability
+        )
+        return found + _contiguous_copy(grad)
 
     def embedding(args: Any) -> Any:
         grad, indices, vocab = args[0], args[1], args[2]
@@ -50,6 +57,11 @@ def hidden_buffers(compute_capability: tuple[int, int]) -> Callable[[str, Any, A
                 found = flash(args)
             case "_scaled_dot_product_efficient_attention_backward":
                 found = efficient(args)
+            case "_scaled_dot_product_efficient_attention":
+                found = efficient_forward(args[0])
+            case "_scaled_dot_product_cudnn_attention_backward":
+                batch, heads, seq, head_dim = args[1].shape
+                found = kernels.cudnn_backward(batch, heads, seq, head_dim)
             case "embedding_dense_backward":
                 found = embedding(args)
             case "_safe_softmax":
@@ -197,7 +209,7 @@ def cuda_choices(stack: Stack, compute_capability: tuple[int, int], *, padded: b
     """Patch torch and transformers so that fake ``cpu`` tensors take the paths of a CUDA device; undone on exit."""
     from transformers import PreTrainedModel
 
-    sdpa = scaled_dot_product_attention(stack.sdpa_kernel, compute_capability)
+    sdpa = scaled_dot_product_attention(stack.sdpa_kernel, compute_capability, stack.wheel)
     autocast_enabled = torch.is_autocast_enabled
     rng = torch.get_rng_state()
     replacements: list[tuple[Any, str, Any]] = [
@@ -220,7 +232,8 @@ def cuda_choices(stack: Stack, compute_capability: tuple[int, int], *, padded: b
         (torch, "get_rng_state", lambda: rng),
     ]
     if stack.attn_implementation == "flash_attention_2":
-        replacements += releases.flash_attention(scaled_dot_product_attention("flash", compute_capability))
+        flash = scaled_dot_product_attention("flash", compute_capability, stack.wheel)
+        replacements += releases.flash_attention(flash)
     replacements += _bitsandbytes_replacements() + fused_losses.replacements(stack, compute_capability)
     with _replaced(replacements):
         yield

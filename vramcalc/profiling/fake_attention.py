@@ -8,11 +8,14 @@ import torch
 from torch import nn
 
 from vramcalc.shadow import kernels
+from vramcalc.torch_releases import Wheel
 
-_DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 
-def scaled_dot_product_attention(requested: str, compute_capability: tuple[int, int]) -> Callable[..., torch.Tensor]:
+def scaled_dot_product_attention(
+    requested: str, compute_capability: tuple[int, int], wheel: Wheel
+) -> Callable[..., torch.Tensor]:
     """A stand-in for torch's function that calls the operator CUDA would choose.
 
     References:
@@ -40,11 +43,12 @@ def scaled_dot_product_attention(requested: str, compute_capability: tuple[int, 
         head_dim = query.shape[-1]
         kernel = kernels.choose_sdpa_kernel(
             requested,
-            dtype=_DTYPE_NAMES[query.dtype],
+            dtype=DTYPE_NAMES[query.dtype],
             masked=attn_mask is not None,
             grouped=enable_gqa and key.shape[1] != query.shape[1],
             head_dim=head_dim,
             compute_capability=compute_capability,
+            wheel=wheel,
         )
         if kernel == "math":
             # Autocast acts on the arguments of the composite, not inside it.

@@ -244,19 +244,25 @@ def efficient(
     bias = [_additive(e, mask, dtype, padded=True)] if mask is not None else []
 
     def backward(_saved: Saved, g: Tensor) -> Gradients:
-        needed = kernels.efficient_backward(batch, int(heads), seq, int(width), compute_capability)
-        buffers = in_kernel(e, [] if cudnn else needed)
+        if cudnn:
+            needed = kernels.cudnn_backward(batch, int(heads), seq, int(width))
+        else:
+            kv_heads = int(kv_shape[1])
+            needed = kernels.efficient_backward(batch, int(heads), kv_heads, seq, int(width), dtype, compute_capability)
+        buffers = in_kernel(e, needed)
         grads: Gradients = [e.new(shape, dtype, f"{kernel} backward") for shape in (q_shape, kv_shape, kv_shape)]
         del buffers
         return grads
 
     node = e.node(f"{kernel} attention", [q, k, v], [q, k, v, *bias], backward)
+    buffers = in_kernel(e, [] if cudnn else kernels.efficient_forward(batch, int(heads), seq, int(width), dtype))
     y = Tensor(Storage(e.tape, q_shape, dtype, f"{kernel} attention"), q_shape, dtype, node)
     rest = []
     if cudnn or node is not None:
         rows = (batch, heads, seq, 1) if cudnn else (batch, heads, ceil_to(seq, 32))
         rest.append(e.new(rows, "float32", f"{kernel} attention log-sum-exp"))
     rest += [e.new((), "int64", f"{kernel} attention {what}") for what in ("seed", "offset")]
+    del buffers
     if node is not None:
         e.save(node, [y, *rest])
     return y

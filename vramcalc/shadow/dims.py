@@ -107,6 +107,9 @@ class Dim:
     def __floordiv__(self, other: Size) -> Size:
         return self._combine("//", self, other)
 
+    def __rfloordiv__(self, other: int) -> Size:
+        return self._combine("//", other, self)
+
     def __mod__(self, other: Size) -> Size:
         return self._combine("%", self, other)
 

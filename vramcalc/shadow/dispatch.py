@@ -38,5 +38,6 @@ def attention_kernel(
         grouped=grouped and not repeats,
         head_dim=spec.head_dim,
         compute_capability=compute_capability,
+        wheel=stack.wheel,
     )
     return kernel, repeats

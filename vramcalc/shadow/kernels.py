@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from vramcalc.errors import Unsupported
 from vramcalc.shadow.dims import Size, ceil_to, minimum
+from vramcalc.shadow.tape import ITEMSIZE
+from vramcalc.torch_releases import Wheel
 from vramcalc.units import KIB, MIB
 
 Buffers = list[tuple[Size, str]]
@@ -42,27 +44,101 @@ def flash_backward(batch: Size, heads: int, kv_heads: int, seq: Size, head_dim: 
     return buffers
 
 
-def efficient_backward(
-    batch: Size, heads: int, seq: Size, head_dim: int, compute_capability: tuple[int, int]
-) -> Buffers:
-    """Memory-efficient attention's backward: fp32 accumulators that do not fit in registers.
+def efficient_forward(batch: Size, heads: int, seq: Size, head_dim: int, dtype: str) -> Buffers:
+    """Memory-efficient attention: heads above 128 do not stay in registers, and 16-bit results are summed in float32.
 
     References:
-        pytorch aten/src/ATen/native/transformers/cuda/attention_backward.cu and
-        mem_eff_attention/kernel_backward.h, ``workspace_size``.
+        pytorch aten/src/ATen/native/transformers/cuda/attention.cu, ``output_accum``; mem_eff_attention/
+        kernel_forward.h, ``kNeedsOutputAccumulatorBuffer``: kernels take 128 keys at a time.
     """
-    accumulator = 4 * batch * heads * ceil_to(seq, 64) * ceil_to(head_dim, 64)
-    buffers: Buffers = [
-        (4 * batch * heads * seq, "efficient backward: delta"),
-        (accumulator, "efficient backward: dq in float32"),
-    ]
-    if compute_capability in ((8, 6), (8, 9)) and head_dim > 64:
-        # 100 KB of shared memory allow 64 x 64 tiles only, whose outputs do not stay in registers.
-        buffers += [
-            (accumulator, "efficient backward: dk in float32"),
-            (accumulator, "efficient backward: dv in float32"),
-        ]
+    if head_dim <= 128 or dtype == "float32":
+        return []
+    return [(4 * batch * seq * heads * head_dim, "efficient: result in float32")]
+
+
+def _small_shared_memory(compute_capability: tuple[int, int]) -> bool:
+    """GPUs of 8.0 or later that give a block 99 KiB of shared memory, not 163 or 227.
+
+    References:
+        CUDA C++ Programming Guide, "Technical Specifications per Compute Capability".
+    """
+    return compute_capability in ((8, 6), (8, 9)) or compute_capability[0] == 12
+
+
+def _efficient_tile(head_dim: int, dtype: str, compute_capability: tuple[int, int]) -> tuple[int, int, bool]:
+    """Rows and columns of a tile of memory-efficient attention's backward, and whether dk and dv stay in registers.
+
+    The first kernel that is wide enough and whose shared memory fits: 130 to 151 KiB for 128 x 128, 118 for 128 x 64 in
+    float32, 90 for 128 x 64 with heads of 96, 60 and less for the others.
+
+    References:
+        pytorch aten/src/ATen/native/transformers/cuda/mem_eff_attention/kernels/cutlassB.h,
+        ``dispatch_cutlassB_*``, and kernel_backward.h, ``kOutputInRF``; shared memory as in torch 2.14.1's library.
+    """
+    small = _small_shared_memory(compute_capability)
+    if dtype == "float32":
+        wide = compute_capability >= (8, 0) and head_dim > 64 and not small
+        return (128 if wide else 64), 64, True
+    if head_dim <= 64:
+        return 64, 64, True
+    if compute_capability < (7, 0):
+        return 64, 64, False
+    if head_dim > 128:
+        return 128, 64, False
+    if compute_capability < (8, 0) or (head_dim <= 96 and compute_capability in ((8, 6), (8, 9))):
+        return 128, 64, True
+    return (64, 64, False) if small else (128, 128, True)
+
+
+def efficient_backward(
+    batch: Size,
+    heads: int,
+    kv_heads: int,
+    seq: Size,
+    head_dim: int,
+    dtype: str,
+    compute_capability: tuple[int, int],
+) -> Buffers:
+    """Memory-efficient attention's backward: delta, and one workspace of float32 sums.
+
+    Every tile of dq has its sums and 16 bytes of locks. Where dk and dv do not stay in registers, each part of the keys
+    that is worked on at a time has a tile of each, and there are at most ``200 // (batch * heads)`` parts of a head.
+    Grouped heads (torch 2.14) have dk and dv per query head, which are then summed. In float32 torch works delta out
+    by itself, before the workspace is there; that takes about as much and is not counted twice.
+
+    References:
+        pytorch aten/src/ATen/native/transformers/cuda/attention_backward.cu, ``_efficient_attention_backward``
+        (``num_splits_key``; groups: two ``at::empty`` and ``sum_out`` in 2.14.1's library), and
+        mem_eff_attention/kernel_backward.h, ``workspace_size``, ``GradQTempStorage``.
+    """
+    buffers: Buffers = []
+    if kv_heads != heads:
+        expanded = ITEMSIZE[dtype] * batch * seq * heads * head_dim
+        buffers += [(expanded, f"efficient backward: {g} per query head") for g in ("dk", "dv")]
+    buffers.append((4 * batch * heads * seq, "efficient backward: delta"))
+    if dtype == "float32" and compute_capability < (7, 0):
+        return buffers
+    rows, columns, in_registers = _efficient_tile(head_dim, dtype, compute_capability)
+    per_head = ceil_to(seq, rows) // rows * (ceil_to(head_dim, columns) // columns * (rows * columns + 4))
+    if not in_registers:
+        parts = minimum(ceil_to(seq, columns) // columns, 200 // (batch * heads))
+        per_head = per_head + 2 * (parts if parts > 1 else 1) * columns * ceil_to(head_dim, rows)
+    buffers.append((4 * batch * heads * per_head, "efficient backward: dq, dk and dv in float32"))
     return buffers
+
+
+def cudnn_backward(batch: Size, heads: int, seq: Size, head_dim: int) -> Buffers:
+    """Backward of cuDNN attention: torch asks for the workspace of the graph, dq and row sums in float32.
+
+    Read, not measured. What cuDNN's own kernels need beyond that is not published and taken to be nothing. The dP
+    tensor of up to 256 MiB is of cuDNN before 9.0, which torch does not take.
+
+    References:
+        pytorch aten/src/ATen/native/cudnn/MHA.cpp, ``run_cudnn_SDP_bprop``; cudnn-frontend 1.12 to 1.23,
+        include/cudnn_frontend/node/scaled_dot_product_flash_attention.h, ``CompositeSDPABackwardNode``:
+        ``dQ_accum_size``, ``softmax_sum_size``, ``get_fe_workspace_size_node``.
+    """
+    return [(4 * batch * heads * seq * (head_dim + 1), "cuDNN backward: dq and row sums in float32")]
 
 
 def embedding_backward(tokens: Size, vocab: int, width: Size) -> Buffers:
@@ -118,8 +194,9 @@ def choose_sdpa_kernel(
     grouped: bool,
     head_dim: int,
     compute_capability: tuple[int, int],
+    wheel: Wheel,
 ) -> str:
-    """Kernel behind ``torch.nn.functional.scaled_dot_product_attention`` on CUDA.
+    """Kernel behind ``torch.nn.functional.scaled_dot_product_attention`` on CUDA, in training.
 
     Args:
         requested: ``auto``, or the one kernel that ``torch.nn.attention.sdpa_kernel`` allows.
@@ -128,6 +205,7 @@ def choose_sdpa_kernel(
         grouped: ``enable_gqa=True``: fewer key heads than query heads, not repeated.
         head_dim: width of a head.
         compute_capability: of the GPU.
+        wheel: release of torch, and the CUDA it is built for.
 
     Returns:
         ``cudnn``, ``flash``, ``efficient`` or ``math``.
@@ -136,20 +214,22 @@ def choose_sdpa_kernel(
         Unsupported: the requested kernel cannot take these inputs; torch raises "No available kernel" there.
 
     References:
-        pytorch aten/src/ATen/native/transformers/cuda/sdp_utils.cpp (2.13), ``select_sdp_backend``. cuDNN comes first
-        on compute capability 9.0 and 10.0 with cuDNN 9.15 or newer, as in torch's CUDA 13 builds.
+        pytorch aten/src/ATen/native/transformers/cuda/sdp_utils.cpp (2.13, 2.14), ``select_sdp_backend``,
+        ``minimum_gemm_alignment``, ``check_requires_grad_and_head_dim_gt192_constraints_on_sm86_89_or_120``.
     """
-    half = dtype != "float32"
+    half, ampere = dtype != "float32", compute_capability >= (8, 0)
+    fits_flash = head_dim <= 256 and not (192 < head_dim <= 224 and _small_shared_memory(compute_capability))
+    alignment = (8 if compute_capability >= (7, 0) else 1) if half else (4 if ampere else 1)
+    groups = not grouped or wheel.release.groups_efficient
     usable = {
-        "cudnn": compute_capability in ((9, 0), (10, 0)) and half and head_dim <= 128 and head_dim % 8 == 0,
-        "flash": compute_capability >= (8, 0) and half and not masked and head_dim <= 256,
-        "efficient": (compute_capability >= (8, 0) or dtype != "bfloat16")
-        and not grouped
-        and head_dim % (8 if half else 4) == 0,
+        "cudnn": ampere and half and wheel.cudnn_takes(head_dim, compute_capability),
+        "flash": ampere and half and not masked and fits_flash,
+        "efficient": (ampere or dtype != "bfloat16") and groups and head_dim % alignment == 0,
         "math": True,
     }
     if requested == "auto":
-        return next(kernel for kernel, ok in usable.items() if ok)
+        first = "cudnn" if wheel.prefers_cudnn(compute_capability) else "flash"
+        return first if usable[first] else next(k for k in ("flash", "efficient", "math") if usable[k])
     if not usable[requested]:
         raise Unsupported(
             f"sdpa_kernel = {requested!r} cannot run here: {dtype} {'with' if masked else 'without'} a mask, "
