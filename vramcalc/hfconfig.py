@@ -193,9 +193,8 @@ def _refuse_unmodelled(config: dict[str, Any], name: str) -> None:
         raise Unsupported(f"{name}: weights stored by {shown(method)} are not modelled; name the unquantised model")
     for key, (modelled, meaning) in _SUPPORTED.items():
         if bool(config.get(key, modelled)) != bool(modelled):
-            raise Unsupported(
-                f"{name}: {key} {shown(config[key])} ({meaning}) is not modelled; take {key} out of the file"
-            )
+            given = f"{key} {shown(config[key])} ({meaning})"
+            raise Unsupported(f"{name}: {given} is not modelled; take {key} out of the file")
     # The older name wins where both are given.
     rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
     if not isinstance(rope, dict):
