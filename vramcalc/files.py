@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,9 @@ from vramcalc.errors import OutputError
 def write_whole(path: Path, text: str, check: Callable[[Path], object] | None = None) -> None:
     """Write text to a file so that a reader finds the old content or the new, never a part of either.
 
-    The text goes to a temporary file in the same folder, is forced to the disk and then takes the name.
+    The text goes to a temporary file in the same folder, is forced to the disk and then takes the name. Through a link
+    the file that it stands for is written. What is no regular file, such as a device or a pipe, is never replaced: the
+    text is written into it.
 
     Args:
         path: of the file; folders on the way to it are made.
@@ -25,11 +28,18 @@ def write_whole(path: Path, text: str, check: Callable[[Path], object] | None = 
         OutputError: the file cannot be written.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir():
+        target = Path(os.path.realpath(path))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        kind = _kind(target)
+        if kind == stat.S_IFDIR:
             raise IsADirectoryError(None, "is a folder")
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.")
-    except OSError as err:
+        if kind not in (None, stat.S_IFREG):
+            _write_into(target, kind, text)
+            return
+        descriptor, name = tempfile.mkstemp(
+            dir=target.parent, prefix=f".{os.fsdecode(os.fsencode(target.name)[:100])}."
+        )
+    except (OSError, ValueError) as err:  # ValueError: a null character, or text that is none
         raise _refused(path, err) from err
     temporary = Path(name)
     try:
@@ -39,18 +49,44 @@ def write_whole(path: Path, text: str, check: Callable[[Path], object] | None = 
             os.fsync(file.fileno())
         if check is not None:
             check(temporary)
-        temporary.chmod(path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except OSError as err:
+        temporary.chmod(target.stat().st_mode & 0o777 if kind else 0o666 & ~_umask())
+        os.replace(temporary, target)
+    except (OSError, ValueError) as err:
         raise _refused(path, err) from err
     finally:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
-    _sync_folder(path.parent)
+    _sync_folder(target.parent)
 
 
-def _refused(path: Path, err: OSError) -> OutputError:
-    return OutputError(f"{path} cannot be written: {err.strerror or err}; give another path")
+def _kind(path: Path) -> int | None:
+    """What is at a path, by :func:`stat.S_IFMT`; None where nothing is.
+
+    Raises:
+        OSError: links that stand for each other, a path too long, or one that may not be looked at.
+    """
+    try:
+        return stat.S_IFMT(path.lstat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _write_into(path: Path, kind: int, text: str) -> None:
+    """Write text to a device or a pipe that somebody reads.
+
+    Raises:
+        OSError: nobody reads the pipe, it is a socket, or it cannot be written.
+    """
+    # A pipe without a reader is an error instead of a wait; a reader that is slow is waited for.
+    waits = getattr(os, "O_NONBLOCK", 0) if kind == stat.S_IFIFO else 0
+    descriptor = os.open(path, os.O_WRONLY | waits)
+    os.set_blocking(descriptor, True)
+    with open(descriptor, "w", encoding="utf-8", newline="") as file:
+        file.write(text)
+
+
+def _refused(path: Path, err: OSError | ValueError) -> OutputError:
+    return OutputError(f"{path} cannot be written: {getattr(err, 'strerror', None) or err}; give another path")
 
 
 def _umask() -> int:
