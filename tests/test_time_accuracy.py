@@ -22,6 +22,7 @@ from vramcalc.timing_fit import Sample, fit, samples
 from vramcalc.timing_generate import made
 from vramcalc.timing_intervals import covered, held_out, widening
 from vramcalc.timing_model import CORNER, KINDS, NOISE
+from vramcalc.timing_pairs import pairs
 from vramcalc.timing_table import agree, timing_table
 
 PATH = tables.directory() / "throughput.csv"
@@ -55,9 +56,40 @@ def test_nine_in_ten_intervals_hold_the_measured_duration(found: TimeAccuracy, l
     assert whole(found, left_out).coverage == pytest.approx(0.9, abs=0.03)
 
 
+@pytest.mark.parametrize(("left_out", "median"), [("model", 0.06), ("source", 0.08)])
+def test_ratios_of_methods_are_right_where_neither_was_seen(found: TimeAccuracy, left_out: str, median: float) -> None:
+    every = next(g for g in found.pairs if (g.left_out, g.methods) == (left_out, "all"))
+    assert every.median <= median
+    assert every.ordered >= 0.95
+    assert every.coverage == pytest.approx(0.9, abs=0.03)
+    full = next(g for g in found.pairs if (g.left_out, g.methods) == (left_out, "full / lora"))
+    assert full.median <= 0.05
+    assert full.count == 10
+
+
+def test_kinds_of_pairs_sum_to_all_of_them(found: TimeAccuracy) -> None:
+    for left_out in ("model", "source"):
+        counts = {g.methods: g.count for g in found.pairs if g.left_out == left_out}
+        assert counts.pop("all") == sum(counts.values())
+
+
+def test_a_source_that_is_slow_throughout_has_the_same_ratios(rows: list[Sample]) -> None:
+    """What is wrong with all rows of a source cancels: measured ratios stay, and what is learned of methods."""
+    from dataclasses import replace
+
+    slow = [
+        replace(s, step=replace(s.step, step_s=3 * s.step.step_s)) if s.step.source == "modelscope/ms-swift" else s
+        for s in rows
+    ]
+    before, after = (pairs(held_out(given, "source")) for given in (rows, slow))
+    assert [p.measured for p in after] == pytest.approx([p.measured for p in before])
+    theirs = [i for i, p in enumerate(before) if p.source != "modelscope/ms-swift"]
+    assert [after[i].predicted for i in theirs] == pytest.approx([before[i].predicted for i in theirs], rel=0.02)
+
+
 def test_every_row_is_counted_once(found: TimeAccuracy) -> None:
-    predicted, apart = whole(found, "model").count, sum(g.count for g in found.apart)
-    assert predicted + apart + sum(found.unsupported.values()) == len(found.rows) == 1349
+    predicted = whole(found, "model").count
+    assert predicted + found.apart + sum(found.unsupported.values()) == len(found.rows) == 1349
     assert sum(g.count for g in found.groups if g.left_out == "source") == 2 * predicted
 
 
@@ -86,7 +118,7 @@ def test_a_held_out_prediction_has_not_seen_its_row(rows: list[Sample]) -> None:
     doubled = [replace(s, step=replace(s.step, step_s=2 * s.step.step_s)) if s.step.model == fold else s for s in rows]
     before, after = ([e.prediction.s for e in held_out(given, "model") if e.fold == fold] for given in (rows, doubled))
     assert after == pytest.approx(before, rel=1e-4)
-    assert len(before) == 19
+    assert len(before) == 33
 
 
 def test_the_slopes_are_those_of_the_model(rows: list[Sample]) -> None:
@@ -96,7 +128,7 @@ def test_the_slopes_are_those_of_the_model(rows: list[Sample]) -> None:
     problem = _Problem(rows)
     at = problem.solve(None)
     log_t, slope = problem.predict(at)
-    for i in range(len(at)):
+    for i in range(slope.shape[1]):
         moved = at.copy()
         moved[i] += 1e-6
         assert (problem.predict(moved)[0] - log_t) / 1e-6 == pytest.approx(slope[:, i], abs=1e-4)
@@ -106,8 +138,21 @@ def test_the_fit_is_where_nothing_pulls(rows: list[Sample]) -> None:
     from vramcalc.timing_fit import _Problem
 
     problem = _Problem(rows)
-    curvature, gradient = problem.curvature(problem.solve(None))
-    assert np.abs(np.linalg.solve(curvature, gradient)).max() < 1e-4
+    moves, covariance = problem.moves(problem.solve(None))
+    assert np.abs(moves).max() < 1e-4
+    assert np.linalg.eigvalsh(covariance).min() > 0
+
+
+def test_eliminating_the_cells_solves_the_whole_system(rows: list[Sample]) -> None:
+    from vramcalc.timing_fit import _Problem
+
+    problem = _Problem(rows)
+    second, shared, own, gradient = problem.curvature(problem.prior)
+    whole_system = np.block([[second, shared.T], [shared, np.diag(own)]])
+    moves, covariance = problem.moves(problem.prior)
+    assert moves == pytest.approx(np.linalg.solve(whole_system, gradient), rel=1e-6, abs=1e-9)
+    n = len(second)
+    assert covariance == pytest.approx(np.linalg.inv(whole_system)[:n, :n], rel=1e-5, abs=1e-9)
 
 
 def test_a_fit_without_pull_stays_where_it_was_expected(rows: list[Sample]) -> None:
@@ -190,14 +235,14 @@ def test_the_command_prints_the_groups(found: TimeAccuracy) -> None:
     done = run("accuracy", "--time", str(PATH))
     assert done.status == 0
     assert done.out.rstrip() == time_accuracy_text(found).rstrip()
-    assert "295 of 1,349 rows predicted" in done.out
+    assert "299 of 1,349 rows predicted" in done.out
     assert "several GPUs" in done.out
 
 
 def test_the_command_gives_json(found: TimeAccuracy) -> None:
     done = run("accuracy", "--time", str(PATH), "--json", "--rows")
     data: dict[str, Any] = done.json
-    assert set(data) == {"groups", "apart", "unsupported", "rows"}
+    assert set(data) == {"groups", "pairs", "apart", "unsupported", "rows"}
     assert len(data["rows"]) == len(found.rows)
     assert data["groups"] == json.loads(json.dumps(found.to_dict()["groups"]))
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vramcalc.plaintext import counted, table
-from vramcalc.time_accuracy import TimeAccuracy, TimedRow, TimeGroup
+from vramcalc.time_accuracy import PairGroup, TimeAccuracy, TimedRow, TimeGroup
 
 _HEADERS = ("GPU", "method", "rows", "MAPE", "median", "bias", "worst", "covered", "width", "worst row")
+
+_PAIR_HEADERS = ("methods", "pairs", "median", "bias", "worst", "order", "covered", "width", "worst row")
 
 
 def time_accuracy_text(found: TimeAccuracy, *, rows: bool = False) -> str:
@@ -17,10 +19,17 @@ def time_accuracy_text(found: TimeAccuracy, *, rows: bool = False) -> str:
         f"by fits without the row's {what}\n{_groups([g for g in found.groups if g.left_out == what])}"
         for what in dict.fromkeys(g.left_out for g in found.groups)
     ]
+    parts += [
+        f"ratios of two methods on one GPU and the same tokens, by fits without their {what}\n"
+        f"{_pairs([g for g in found.pairs if g.left_out == what])}"
+        for what in dict.fromkeys(g.left_out for g in found.pairs)
+    ]
     if found.apart:
-        parts.append(f"apart: padding is unknown, the work a lower bound\n{_groups(found.apart)}")
+        parts.append(f"of unknown lengths, in ratios alone: {found.apart:,} rows")
     if found.unsupported:
         parts.append(counted("unsupported", found.unsupported))
+    if found.pairs:
+        parts.append("order: pairs of which the faster method is predicted to be it")
     parts.append("covered: rows within the 90 % interval; width: how far its upper end is above the prediction")
     if rows:
         parts.append(_rows(found.rows))
@@ -44,6 +53,24 @@ def _groups(groups: Sequence[TimeGroup]) -> str:
         for g in groups
     ]
     return table(body, _HEADERS, right=tuple(range(2, 9)))
+
+
+def _pairs(groups: Sequence[PairGroup]) -> str:
+    body = [
+        (
+            g.methods,
+            g.count,
+            f"{100 * g.median:.1f} %",
+            f"{100 * g.bias:+.1f} %",
+            f"{100 * g.worst:+.0f} %",
+            f"{100 * g.ordered:.0f} %",
+            f"{100 * g.coverage:.0f} %",
+            f"+{100 * g.width:.0f} %",
+            g.worst_case,
+        )
+        for g in groups
+    ]
+    return table(body, _PAIR_HEADERS, right=tuple(range(1, 8)))
 
 
 def _rows(rows: Sequence[TimedRow]) -> str:

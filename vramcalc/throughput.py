@@ -19,6 +19,7 @@ from typing import Any
 from vramcalc import catalog, matrices, tables
 from vramcalc.errors import DataError, Unsupported
 from vramcalc.flops import Tokens, seen
+from vramcalc.lengths import PEFT_METAMATHQA
 from vramcalc.matrices import Matrices
 from vramcalc.published_rows import DTYPES, Reason, Row, adapters_known, adapters_of, require
 from vramcalc.specs import FullFineTuning, LoRA, Method, QLoRA, Stack, TrainingSpec
@@ -68,7 +69,7 @@ class MeasuredStep:
         gpu: id in the table of GPUs.
         work: counts.
         step_s: duration of an optimizer step. [s]
-        apart: real tokens are known and padding is not, so that the work is a lower bound.
+        apart: lengths are not known, only that they are those of other rows: the speed is good for ratios alone.
     """
 
     row: Row
@@ -130,34 +131,42 @@ def _positive(text: str) -> bool:
         return False
 
 
-def measured_step(row: Row) -> MeasuredStep:
+def measured_step(row: Row, length: int | None = None) -> MeasuredStep:
     """A row as a step.
+
+    Args:
+        row: as read.
+        length: tokens of each sequence, for a row of which only the longest there may be is known.
 
     Raises:
         Unsupported: something about the run is unknown or not counted; the message is the reason, in few words.
     """
-    _refuse(row)
+    apart = row["seq_kind"] == "max_not_reached" and length is not None
+    _refuse(row, apart=apart)
     model = _model(row)
-    method, stack = _method(row), _stack(row)
+    method, stack = _method(row, model), _stack(row)
     training = TrainingSpec(
         micro_batch_size=int(row["micro_batch"]),
-        seq_len=int(row["seq_len"]),
+        seq_len=length or int(row["seq_len"]),
         gradient_accumulation_steps=int(row["grad_accum"] or 1),
         gradient_checkpointing=_CHECKPOINTING[row["checkpointing"]],
         optim=_OPTIMIZERS.get(row["optimizer"].partition("@")[0], "adamw_torch"),
-        max_grad_norm=1.0 if row["stack"] in ("trainer", "trl") else 0.0,
+        max_grad_norm=1.0 if row["stack"] in ("trainer", "trl", "ms-swift", "peft-loop") else 0.0,
     )
     tokens = _tokens(row, training, model)
     kernels = row["kernels"].split(";")
     recipe = Recipe(
-        flash=row["gpu"] not in _WITHOUT_FLASH and "memory-efficient" not in row["note"],
+        flash=row["gpu"] not in _WITHOUT_FLASH
+        and "memory-efficient" not in row["note"]
+        and row["stack"] != "peft-loop",
         fused="foak" in kernels or "liger" in kernels,
+        fused_adapters="foak" in kernels and row["method"] == "qlora",
         compiled="compile" in kernels,
         norms_float32=row["kbit_prepare"] == "norms",
         gptq=row["quant"] == "gptq4",
     )
     work = work_of(model, method, training, stack, recipe, tokens)
-    return MeasuredStep(row, row["gpu"], work, _step_s(row, training, tokens), row["seq_kind"] == "mean_known")
+    return MeasuredStep(row, row["gpu"], work, _step_s(row, training, tokens), apart)
 
 
 def _model(row: Row) -> Matrices:
@@ -180,14 +189,14 @@ def _in_table() -> frozenset[str]:
     )
 
 
-def _refuse(row: Row) -> None:
+def _refuse(row: Row, *, apart: bool) -> None:
     """Go through what a row may have that no step can be made of, the most general first."""
     checks = (
         (row["n_gpus"] == "1", "several GPUs"),
         (row["method"] in ("full", "lora", "qlora"), f"method: {row['method']}"),
         (row["quant"] in ("none", "nf4", "fp4", "gptq4", ""), f"quantisation: {row['quant']}"),
         (bool(row["gpu"]), "GPU unknown"),
-        (row["seq_kind"] != "max_not_reached", "lengths unknown"),
+        (apart or row["seq_kind"] != "max_not_reached", "lengths unknown"),
         (row["attention"] in _ATTENTION, f"attention: {row['attention'] or 'unknown'}"),
         (row["checkpointing"] in _CHECKPOINTING, f"checkpointing: {row['checkpointing'] or 'unknown'}"),
         (row["sharding"] != "zero3", "ZeRO-3, which gathers weights by module"),
@@ -201,12 +210,15 @@ def _refuse(row: Row) -> None:
     require(checks)
 
 
-def _method(row: Row) -> Method:
+def _method(row: Row, model: Matrices) -> Method:
     if row["method"] == "full":
         return FullFineTuning()
+    adapters = adapters_of(row)
+    if adapters["target_modules"] == "all-linear":
+        adapters["target_modules"] = sorted({x.name.rpartition(".")[2] for x in model.linears})
     if row["method"] == "lora":
-        return LoRA(**adapters_of(row))
-    return QLoRA(**adapters_of(row), bnb_4bit_compute_dtype=DTYPES[row["weights_dtype"]])
+        return LoRA(**adapters)
+    return QLoRA(**adapters, bnb_4bit_compute_dtype=DTYPES[row["weights_dtype"]])
 
 
 def _stack(row: Row) -> Stack:
@@ -223,14 +235,25 @@ def _stack(row: Row) -> Stack:
 def _tokens(row: Row, training: TrainingSpec, model: Matrices) -> Tokens:
     """Tokens of a micro-batch; where only their number is known, sequences of the mean length."""
     batch, seq = training.micro_batch_size, training.seq_len
-    if row["seq_kind"] in ("fixed", "packed"):
+    if row["seq_kind"] in ("fixed", "packed", "max_not_reached"):
         return Tokens.padded([seq] * batch, window=model.sliding_window)
     if not row["tokens_per_step"]:
         raise Reason("lengths unknown")
     total = float(row["tokens_per_step"]) / training.gradient_accumulation_steps
+    if row["seq_kind"] == "mean_known":
+        return _bucketed(row, round(total), model)
     length = max(1, round(total / batch))
     n = round(total)
     return Tokens(n, n, batch * seen(length, model.sliding_window), batch * length * length, length)
+
+
+def _bucketed(row: Row, real: int, model: Matrices) -> Tokens:
+    """Tokens of a batch of PEFT's comparison, whose loop fills it up to its longest sample."""
+    lengths = PEFT_METAMATHQA
+    if row["stack"] != "peft-loop" or int(row["micro_batch"]) != lengths.micro_batch_size:
+        raise Reason("padding unknown")
+    full = Tokens.padded([lengths.mean_batch] * lengths.micro_batch_size, window=model.sliding_window)
+    return Tokens(full.computed, real, full.pairs, full.square, full.longest)
 
 
 def _step_s(row: Row, training: TrainingSpec, tokens: Tokens) -> float:

@@ -5,19 +5,19 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vramcalc import tables
-from vramcalc.errors import Unsupported
 from vramcalc.published_rows import Row
 from vramcalc.residuals import residuals
-from vramcalc.throughput import MeasuredStep, measured_step, read_throughput
+from vramcalc.throughput import MeasuredStep, read_throughput
+from vramcalc.timing_cells import steps_of
 from vramcalc.timing_fit import sample
-from vramcalc.timing_intervals import LeftOut, covered, held_out, predicted
-from vramcalc.timing_table import timing_table
+from vramcalc.timing_intervals import HeldOut, LeftOut, covered, held_out
+from vramcalc.timing_pairs import Pair, covered_ratios, pairs
 
 LEFT_OUT: tuple[LeftOut, ...] = ("model", "source")
 
@@ -49,6 +49,35 @@ class TimeGroup:
 
 
 @dataclass(frozen=True)
+class PairGroup:
+    """Errors of ratios of two methods' steps, on one GPU and the same tokens.
+
+    Attributes:
+        left_out: what the fits had not seen of either: the model, or the source.
+        methods: the two, or ``all``; ratios are of the first to the second.
+        count: pairs.
+        median: of the sizes of the errors.
+        bias: mean of the errors.
+        worst: the largest error.
+        worst_case: id of a row of it.
+        ordered: share of the pairs of which the faster method is predicted to be it.
+        coverage: share of the pairs whose 90 % interval, made of other sources, holds the measured ratio.
+        width: mean of upper end over prediction, less one.
+    """
+
+    left_out: str
+    methods: str
+    count: int
+    median: float
+    bias: float
+    worst: float
+    worst_case: str
+    ordered: float
+    coverage: float
+    width: float
+
+
+@dataclass(frozen=True)
 class TimedRow:
     """A row, and what fits that had not seen it say.
 
@@ -76,13 +105,15 @@ class TimeAccuracy:
 
     Attributes:
         groups: by what was left out, GPU and method; ``all`` first.
-        apart: of rows whose padding is unknown, so that their work is a lower bound, by the shipped fit.
+        pairs: by what was left out and the two methods; ``all`` first.
+        apart: rows whose lengths are not known, which are good for ratios alone.
         unsupported: rows by reason.
         rows: every row.
     """
 
     groups: list[TimeGroup]
-    apart: list[TimeGroup]
+    pairs: list[PairGroup]
+    apart: int
     unsupported: Counter[str]
     rows: list[TimedRow]
 
@@ -90,7 +121,8 @@ class TimeAccuracy:
         """Plain values; field names are stable."""
         found: dict[str, Any] = {
             "groups": [vars(g) for g in self.groups],
-            "apart": [vars(g) for g in self.apart],
+            "pairs": [vars(g) for g in self.pairs],
+            "apart": self.apart,
             "unsupported": dict(self.unsupported.most_common()),
         }
         if rows:
@@ -122,43 +154,50 @@ def time_accuracy(path: str | Path) -> TimeAccuracy:
     asked = read_throughput(path)
     ids = {row["case_id"] for row in asked}
     shipped = [r for r in read_throughput(tables.directory() / "throughput.csv") if r["case_id"] not in ids]
-    mine, reasons = _steps(asked)
-    known = [sample(s) for s in mine if not s.apart]
-    learned = known + [sample(s) for s in _steps(shipped)[0] if not s.apart]
+    mine, reasons = steps_of(asked)
+    learned = [sample(s) for s in (*mine, *steps_of(shipped)[0])]
     groups: list[TimeGroup] = []
+    compared: list[PairGroup] = []
     said: dict[str, dict[str, tuple[float, float, float]]] = defaultdict(dict)
     for what in LEFT_OUT:
-        every = held_out(learned, what)
-        errors = list(zip(every, covered(every), strict=True))[: len(known)]
+        found = held_out(learned, what)
+        compared += _pair_groups(what, found, ids)
+        every = [e for e in found if not e.sample.step.apart]
+        errors = [(e, c) for e, c in zip(every, covered(every), strict=True) if e.sample.step.row["case_id"] in ids]
         groups += _groups(what, [_Error(e.sample.step, e.error, ok, width) for e, (ok, width) in errors])
         for e, (_, width) in errors:
             said[e.sample.step.row["case_id"]][what] = _interval(e.prediction.s, width)
-    apart = [s for s in mine if s.apart]
     durations = {s.row["case_id"]: s.step_s for s in mine}
     timed = [TimedRow(r, durations.get(r["case_id"]), said[r["case_id"]], reasons.get(r["case_id"], "")) for r in asked]
-    return TimeAccuracy(groups, _apart(apart), Counter(r.partition(":")[0] for r in reasons.values()), timed)
+    unsupported = Counter(r.partition(":")[0] for r in reasons.values())
+    return TimeAccuracy(groups, compared, sum(s.apart for s in mine), unsupported, timed)
 
 
-def _steps(rows: Sequence[Row]) -> tuple[list[MeasuredStep], dict[str, str]]:
-    """Rows that can be predicted, and why the others cannot, by id."""
-    found, reasons = [], {}
-    for row in rows:
-        try:
-            found.append(measured_step(row))
-        except Unsupported as err:
-            reasons[row["case_id"]] = str(err)
-    return found, reasons
+def _pair_groups(left_out: str, errors: Sequence[HeldOut], ids: Set[str]) -> Iterator[PairGroup]:
+    """Errors of ratios, of pairs of which at least one row is in the file."""
+    kinds: dict[str, list[tuple[Pair, bool, float]]] = defaultdict(list)
+    for found in covered_ratios(pairs(errors)):
+        if ids & set(found[0].cases):
+            kinds["all"].append(found)
+            kinds[" / ".join(found[0].methods)].append(found)
+    for methods, group in kinds.items():
+        worst = max((p for p, _, _ in group), key=lambda p: abs(p.error))
+        yield PairGroup(
+            left_out,
+            methods,
+            len(group),
+            median=statistics.median(abs(p.error) for p, _, _ in group),
+            bias=statistics.fmean(p.error for p, _, _ in group),
+            worst=worst.error,
+            worst_case=worst.cases[0],
+            ordered=statistics.fmean(p.ordered for p, _, _ in group),
+            coverage=statistics.fmean(held for _, held, _ in group),
+            width=statistics.fmean(math.exp(width) - 1 for _, _, width in group),
+        )
 
 
 def _interval(seconds: float, half_width: float) -> tuple[float, float, float]:
     return seconds, seconds / math.exp(half_width), seconds * math.exp(half_width)
-
-
-def _apart(steps: Sequence[MeasuredStep]) -> list[TimeGroup]:
-    """Rows of unknown padding, by the shipped fit, which has not learned from them."""
-    c = timing_table().coefficients
-    errors = [_Error(s, predicted(sample(s), c).s / s.step_s - 1, None, None) for s in steps]
-    return list(_by_regime("nothing", errors))
 
 
 def _groups(left_out: str, errors: Sequence[_Error]) -> list[TimeGroup]:

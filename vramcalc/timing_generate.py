@@ -14,7 +14,8 @@ from vramcalc import tables
 from vramcalc.conformal import quantile
 from vramcalc.throughput import read_throughput
 from vramcalc.timing_fit import Sample, fit, samples
-from vramcalc.timing_intervals import HeldOut, held_out, widening, widening_by_fold
+from vramcalc.timing_intervals import LEFT_OUT, HeldOut, held_out, widening, widening_by_fold
+from vramcalc.timing_pairs import pairs, widening_of_ratios
 from vramcalc.timing_table import Checked, Spreads, TimingTable, agree, timing_table
 
 _RUN = (
@@ -27,23 +28,28 @@ _RUN = (
 def made(found: Sequence[Sample]) -> TimingTable:
     """Fit, leave out, and take the spreads."""
     coefficients, _ = fit(found)
-    model, source, gpu = (held_out(found, what) for what in ("model", "source", "GPU"))
+    every = {what: held_out(found, what) for what in LEFT_OUT}
+    without_model, without_source = pairs(every["model"]), pairs(every["source"])
+    model, source, gpu = ([e for e in every[what] if not e.sample.step.apart] for what in LEFT_OUT)
     measured = [e for e in source if e.prediction.gpu_measured]
     spreads = Spreads(
         measured=max(widening(model), widening(measured)),
         other=widening_by_fold(gpu),
-        repeated=quantile(_pairs(model, lambda e: (e.sample.step.source, *e.sample.recipe), _between_runs), 0.0),
-        scaled=quantile(_pairs(model, lambda e: tuple(e.sample.step.row[c] for c in _RUN), _between_sizes), 0.0),
+        repeated=quantile(_differences(model, lambda e: (e.sample.step.source, *e.sample.recipe), _between_runs), 0.0),
+        scaled=quantile(_differences(model, lambda e: tuple(e.sample.step.row[c] for c in _RUN), _between_sizes), 0.0),
+        ratio=max(widening_of_ratios(without_model), widening_of_ratios(without_source)),
     )
     methods: dict[str, Counter[str]] = defaultdict(Counter)
-    for s in found:
+    timed = [s for s in found if not s.step.apart]
+    for s in timed:
         methods[s.step.gpu][s.step.row["method"]] += 1
     checked = Checked(
-        rows=len(found),
-        sources=len({s.step.source for s in found}),
-        longest=max(s.step.work.longest for s in found),
-        micro_tokens=max(s.step.work.micro_tokens for s in found),
+        rows=len(timed),
+        sources=len({s.step.source for s in timed}),
+        longest=max(s.step.work.longest for s in timed),
+        micro_tokens=max(s.step.work.micro_tokens for s in timed),
         methods={gpu: dict(sorted(rows.items())) for gpu, rows in sorted(methods.items())},
+        pairs=len(without_source),
     )
     return TimingTable(coefficients, spreads, checked)
 
@@ -58,7 +64,7 @@ def _between_sizes(a: HeldOut, b: HeldOut) -> float | None:
     return None if a.sample.recipe == b.sample.recipe else abs(a.log_error - b.log_error)
 
 
-def _pairs(
+def _differences(
     errors: Sequence[HeldOut],
     key: Callable[[HeldOut], tuple[str, ...]],
     apart: Callable[[HeldOut, HeldOut], float | None],

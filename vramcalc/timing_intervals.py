@@ -34,11 +34,13 @@ class HeldOut:
         sample: the row.
         fold: what was left out, such as the model's id.
         prediction: by the fit without it.
+        coefficients: that fit.
     """
 
     sample: Sample
     fold: str
     prediction: Prediction
+    coefficients: Coefficients
 
     @property
     def log_error(self) -> float:
@@ -69,7 +71,10 @@ def predicted(sample: Sample, c: Coefficients) -> Prediction:
 
 
 def held_out(samples: Sequence[Sample], left_out: LeftOut) -> list[HeldOut]:
-    """Predict each row by a fit without its model, its source or its GPU, in the order of the rows."""
+    """Predict each row by a fit without its model, its source or its GPU, in the order of the rows.
+
+    Rows whose lengths are not known are among them: their ratios are good, their times are not.
+    """
     keys = {"model": "model", "source": "source", "GPU": "gpu"}
     folds = [str(getattr(s.step, keys[left_out])) for s in samples]
     _, start = fit(samples)
@@ -78,7 +83,7 @@ def held_out(samples: Sequence[Sample], left_out: LeftOut) -> list[HeldOut]:
         c, _ = fit([s for s, f in zip(samples, folds, strict=True) if f != fold], start)
         for i, s in enumerate(samples):
             if folds[i] == fold:
-                found[i] = HeldOut(s, fold, predicted(s, c))
+                found[i] = HeldOut(s, fold, predicted(s, c), c)
     return [found[i] for i in range(len(samples))]
 
 

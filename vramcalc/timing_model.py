@@ -62,8 +62,10 @@ KINDS: Mapping[str, Kind] = {
 }
 """Quantities of :class:`vramcalc.timing_terms.Work`, in the order of the coefficients."""
 
-NOISE = 0.08
-"""Relative error of a row that the model is expected to leave."""
+NOISE, CELL_SPREAD = 0.04, 0.08
+"""Relative errors that the model is expected to leave: of a row, and of all rows of a cell."""
+METHOD_SPREAD = 0.06
+"""Relative error that the model is expected to leave in the ratio of two methods."""
 GPU_SPREAD, HOST_SPREAD = 0.35, 0.5
 """Standard deviations, over GPUs and the machines around them, of the logarithms of their factors."""
 
@@ -123,12 +125,14 @@ class Prediction:
         sigma: expected relative error: the rows' own, that of the factors, of a GPU without rows and of the host.
         gpu_measured: the fit saw rows on this GPU.
         host_share: how far the step follows the host's speed, from 0 to 1.
+        slopes: of the step's logarithm in that of each factor, in the order of the covariance.
     """
 
     terms: Mapping[str, float]
     sigma: float
     gpu_measured: bool
     host_share: float
+    slopes: tuple[float, ...]
 
     @property
     def s(self) -> float:
@@ -193,9 +197,21 @@ def predict(least: Mapping[str, float], gpu: str, own: Mapping[str, float], c: C
     tensor_share = sum(slopes.get(n, 0.0) for n in tensor)
     host_share = sum(slopes.get(n, 0.0) for n, k in KINDS.items() if k.term == "host")
     vector = [slopes.get(n, 0.0) for n in KINDS] + [tensor_share * (g == gpu) for g in c.products]
-    unknown_gpu = 0.0 if gpu in c.products else tensor_share * GPU_SPREAD
-    variance = NOISE**2 + _quadratic(vector, c.covariance) + unknown_gpu**2 + (host_share * HOST_SPREAD) ** 2
-    return Prediction(terms, math.sqrt(variance), gpu in c.products, host_share)
+    device_share = sum(slopes.get(n, 0.0) for n, k in KINDS.items() if k.limit != "host")
+    unknown_gpu = 0.0 if gpu in c.products else device_share * GPU_SPREAD
+    variance = _quadratic(vector, c.covariance) + unknown_gpu**2 + (host_share * HOST_SPREAD) ** 2
+    sigma = math.sqrt(NOISE**2 + CELL_SPREAD**2 + variance)
+    return Prediction(terms, sigma, gpu in c.products, host_share, tuple(vector))
+
+
+def ratio_sigma(a: Prediction, b: Prediction, c: Coefficients) -> float:
+    """Relative error to expect of the ratio of two steps on one GPU: what is wrong with both cancels."""
+    tensor = [kind.limit == "tensor cores" for kind in KINDS.values()]
+    shares = [sum(s for s, is_tensor in zip(p.slopes, tensor, strict=False) if is_tensor) for p in (a, b)]
+    unknown_gpu = 0.0 if a.gpu_measured and b.gpu_measured else (shares[0] - shares[1]) * GPU_SPREAD
+    host = (a.host_share - b.host_share) * HOST_SPREAD
+    slopes = [x - y for x, y in zip(a.slopes, b.slopes, strict=True)]
+    return math.sqrt(2 * NOISE**2 + METHOD_SPREAD**2 + _quadratic(slopes, c.covariance) + unknown_gpu**2 + host**2)
 
 
 def _quadratic(x: Sequence[float], matrix: Sequence[Sequence[float]]) -> float:

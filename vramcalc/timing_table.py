@@ -28,12 +28,14 @@ class Spreads:
         other: the same on a GPU without rows, each left-out GPU counting alike.
         repeated: half-width, as a logarithm, of a step whose time was measured.
         scaled: the same where another batch or length of the same run was measured.
+        ratio: half-width over expected error of the ratio of two methods: the larger of those without model and source.
     """
 
     measured: float
     other: float
     repeated: float
     scaled: float
+    ratio: float
 
 
 @dataclass(frozen=True)
@@ -41,11 +43,12 @@ class Checked:
     """What the rows cover.
 
     Attributes:
-        rows: how many there are.
+        rows: how many there are, those that say nothing but ratios not counted.
         sources: repositories that they are from.
         longest: length of the longest sequence.
         micro_tokens: most tokens of a micro-batch.
         methods: rows by GPU and method.
+        pairs: two methods in one cell, which ratios were checked against.
     """
 
     rows: int
@@ -53,6 +56,7 @@ class Checked:
     longest: int
     micro_tokens: int
     methods: Mapping[str, Mapping[str, int]]
+    pairs: int
 
     def rows_on(self, gpu: str) -> int:
         """Rows of a GPU."""

@@ -47,6 +47,8 @@ class Recipe:
     Attributes:
         flash: attention in 16 bits runs FlashAttention; else, and always in float32, the memory-efficient kernel.
         fused: norms, rotations and the loss run as one kernel each (Liger, Unsloth's and fms-acceleration's kernels).
+        fused_adapters: projection and adapter are one autograd function that keeps and copies nothing between them
+            (Unsloth's; fms-acceleration's, over four-bit weights alone).
         compiled: the layers went through ``torch.compile``.
         norms_float32: the weights of the norms are in float32, and so is what they return.
         gptq: four-bit weights are GPTQ's, not those of bitsandbytes.
@@ -54,6 +56,7 @@ class Recipe:
 
     flash: bool = True
     fused: bool = False
+    fused_adapters: bool = False
     compiled: bool = False
     norms_float32: bool = False
     gptq: bool = False
@@ -262,11 +265,19 @@ class _Sizes:
 
     @property
     def adapters(self) -> float:
-        """Inputs copied for dropout and casts, results scaled and added."""
-        c = self.computing
-        a = c if self.stack.autocast or self.stack.adapter_dtype == "weights" else _SIZE[self.stack.adapter_dtype]
-        dropped = 5 if isinstance(self.method, LoRA) and self.method.lora_dropout > 0 else 0
-        forward = sum(d_in * (c + a + dropped) + d_out * (3 * a + 3 * c) for d_in, d_out in self.adapted)
+        """Inputs copied for casts and dropout, results scaled and added."""
+        stack, c, x = self.stack, self.computing, self.inner
+        kept = _SIZE[stack.dtype if stack.adapter_dtype == "weights" else stack.adapter_dtype]
+        a = c if stack.autocast else kept
+        if self.recipe.fused_adapters:
+            forward = sum(x * d_in + 2 * x * d_out for d_in, d_out in self.adapted)
+        else:
+            # PEFT casts the input to the adapter's dtype, unless the weight has four bits and autocast does it.
+            handed = x if stack.autocast and isinstance(self.method, QLoRA) else kept
+            casts = (x + handed) * (handed != x) + (handed + a) * (a != handed)
+            dropped = 2 * handed + 1 if isinstance(self.method, LoRA) and self.method.lora_dropout > 0 else 0
+            added = 2 * a + x + a + max(x, a)
+            forward = sum(d_in * (casts + dropped) + d_out * added for d_in, d_out in self.adapted)
         return self.flops.tokens.computed * forward * (3 + self.again)
 
     @property
