@@ -56,7 +56,7 @@ LAYERS = (
     {"workload"},
     {"timing_terms"},
     {"timing_expected", "throughput"},
-    {"timing", "timing_cells"},
+    {"timing", "timing_cells", "timing_ratio"},
     {"timing_fit"},
     {"timing_intervals"},
     {"timing_pairs"},

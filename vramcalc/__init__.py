@@ -30,6 +30,8 @@ _HOME = {
     "OwnMachine": "vramcalc.cost",
     "step_time": "vramcalc.timing",
     "StepTime": "vramcalc.timing",
+    "compare_times": "vramcalc.timing_ratio",
+    "TimeRatio": "vramcalc.timing_ratio",
     "step_flops": "vramcalc.flops",
     "detect_gpus": "vramcalc.detect",
     "read_profiles": "vramcalc.profiles",
@@ -73,6 +75,8 @@ if TYPE_CHECKING:
     from vramcalc.specs import TrainingSpec as TrainingSpec
     from vramcalc.timing import StepTime as StepTime
     from vramcalc.timing import step_time as step_time
+    from vramcalc.timing_ratio import TimeRatio as TimeRatio
+    from vramcalc.timing_ratio import compare_times as compare_times
     from vramcalc.verdicts import Verdict as Verdict
     from vramcalc.verdicts import verdict as verdict
     from vramcalc.workload import Workload as Workload
