@@ -28,6 +28,7 @@ LAYERS = (
         "interval",
         "lengths",
         "palette",
+        "patterns",
         "plaintext",
         "progress",
         "reading",

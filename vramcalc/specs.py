@@ -7,13 +7,13 @@ the common trainers.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, ModelWrapValidatorHandler, PlainSerializer, model_validator
 
+from vramcalc import patterns
 from vramcalc.alloc_conf import AllocatorSettings, read
 from vramcalc.errors import InvalidValue
 from vramcalc.gpu_spec import Gpu as Gpu
@@ -128,15 +128,8 @@ def _names(value: object) -> object:
         return value
 
 
-def _pattern(value: str) -> str:
-    try:
-        re.compile(value)
-    except re.error as err:
-        raise ValueError(f"a regular expression ({err})") from None
-    return value
-
-
-Pattern = Annotated[str, AfterValidator(_pattern)]
+Pattern = Annotated[str, AfterValidator(patterns.check)]
+SavedPattern = Annotated[str, AfterValidator(patterns.check_saved)]
 _sorted = PlainSerializer(sorted, return_type=list[str])
 ModuleNames = Annotated[frozenset[str], BeforeValidator(_names), _sorted]
 
@@ -158,7 +151,7 @@ class LoRA(Spec):
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     target_modules: Pattern | ModuleNames = "all-linear"
     """Suffixes of module names, a regular expression on the whole name when a string, or ``all-linear``."""
-    modules_to_save: Annotated[frozenset[Pattern], BeforeValidator(_names), _sorted] = frozenset()
+    modules_to_save: Annotated[frozenset[SavedPattern], BeforeValidator(_names), _sorted] = frozenset()
     """Modules copied and trained in full."""
 
 

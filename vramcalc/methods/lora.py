@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-
+from vramcalc import patterns
 from vramcalc.errors import InvalidValue
 from vramcalc.families.llama import CausalLM
 from vramcalc.shadow import ops
@@ -28,12 +27,12 @@ def is_target(method: LoRA, name: str) -> bool:
         return name in targets or any(name.endswith(f".{t}") for t in targets)
     if targets.lower() == "all-linear":
         return ".layers." in name and name.endswith(_LINEAR)
-    return re.fullmatch(targets, name) is not None
+    return patterns.fullmatch(targets, name)
 
 
 def is_saved(method: LoRA, name: str) -> bool:
     """Whether a module is in ``modules_to_save`` or inside one that is."""
-    return any(re.match(rf"(^|.*\.){m}($|\..*)", name) for m in method.modules_to_save)
+    return any(patterns.match(patterns.of_saved(m), name) for m in method.modules_to_save)
 
 
 def adapts_whole_mlp(method: LoRA, n_layers: int) -> bool:
