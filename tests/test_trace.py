@@ -30,6 +30,8 @@ CASES: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("mistral", "full", {"seq_len": 60, "optim": "adamw_torch", "gradient_checkpointing": "reentrant"}),
     ("mistral", "lora", {"seq_len": 60, "padded": True, "micro_batch_size": 2, "attn_implementation": "eager"}),
     ("llama", "lora", {"seq_len": 90, "repeats_kv": True, "sdpa_kernel": "efficient", "micro_batch_size": 2}),
+    ("llama", "lora", {"seq_len": 100, "sdpa_kernel": "cudnn", "micro_batch_size": 2}),
+    ("mistral", "full", {"seq_len": 70, "sdpa_kernel": "cudnn", "padded": True}),
     ("mistral", "qlora", {"seq_len": 50, "bnb_4bit_use_double_quant": False, "gradient_accumulation_steps": 2}),
     ("qwen2", "full", {"seq_len": 70, "dtype": "float32", "autocast": "float16"}),
     ("qwen2", "lora", {"seq_len": 70, "sdpa_kernel": "math", "keeps_outputs": "next_forward", "use_cache": True}),

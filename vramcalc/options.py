@@ -16,6 +16,7 @@ from vramcalc.alloc_conf import ENVIRONMENT
 from vramcalc.errors import InvalidValue
 from vramcalc.spec_base import Spec
 from vramcalc.specs import QLoRA, Stack, TrainingSpec
+from vramcalc.torch_releases import checked_torch
 
 _ALSO = {"optim": "--optimizer"}
 _HIDDEN = {"kind", "name"}
@@ -36,8 +37,8 @@ _HELP = {
     "max_grad_norm": "Gradient clipping, 0 for none.",
     "padded": "The batch holds padding.",
     "seq_lens": "Tokens of each optimizer step in turn, with commas.",
-    "torch": "Version modelled.",
-    "cuda": "CUDA of torch's wheel, such as 12.6; it decides whether cuDNN attends on Hopper and Blackwell.",
+    "torch": f"Version modelled: {checked_torch()}.",
+    "cuda": "CUDA of torch's wheel, such as 12.6: it decides whether cuDNN attends on Hopper and Blackwell.",
     "transformers": "Version modelled.",
     "peft": "Version modelled.",
     "bitsandbytes": "Version modelled.",

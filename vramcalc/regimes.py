@@ -40,6 +40,7 @@ AXES: dict[str, Callable[[Job], str]] = {
     "optimizer": lambda job: job.training.optim,
     "loss": lambda job: job.stack.loss,
     "layers": layers,
+    "torch": lambda job: job.stack.torch,
     "transformers": lambda job: job.stack.transformers,
     "peft": lambda job: job.stack.peft if isinstance(job.method, LoRA) else "none",
     "bitsandbytes": lambda job: job.stack.bitsandbytes,
