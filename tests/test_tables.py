@@ -17,7 +17,7 @@ import pytest
 import vramcalc
 from vramcalc import catalog, tables
 from vramcalc.errors import DataError, InvalidValue, UnknownName, Unsupported
-from vramcalc.runtime import documented
+from vramcalc.runtime import capability_of, documented, readings
 from vramcalc.shadow.tape import ITEMSIZE
 from vramcalc.specs import ModelSpec, ModelType, OptimizerName, TrainingSpec
 from vramcalc.units import GIB, MIB
@@ -25,7 +25,7 @@ from vramcalc.units import GIB, MIB
 KEYS = {
     "models": "hf_id",
     "gpus": "gpu_id",
-    "runtime": "architecture",
+    "runtime": "reading_id",
     "optimizers": "optimizer",
     "measurements": "case_id",
     "prices": "provider region gpu_id gpu_count instance tier",
@@ -195,17 +195,40 @@ def test_where_torch_is_unknown_no_gpu_of_the_table_has_less_than_is_assumed() -
 # -- the CUDA context --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("row", tables.read("runtime"), ids=lambda row: row["architecture"])
-def test_a_context_is_read_back_with_its_basis(row: tables.Row) -> None:
-    context = documented(row["architecture"])
-    assert (context.n_bytes, context.basis) == (int(row["context_mib"]) * MIB, row["basis"])
-    assert row["basis"] in ("calibrated", "assumed")
-    assert 100 * MIB < context.n_bytes < 2 * GIB
+@pytest.mark.parametrize("row", tables.read("runtime"), ids=lambda row: row["reading_id"])
+def test_a_reading_is_within_the_context_of_each_card_that_it_may_be_of(row: tables.Row) -> None:
+    size, rounding = (float(row[column]) * GIB for column in ("context_gib", "rounding_gib"))
+    assert 0 < rounding < 0.02 * GIB < size < GIB
+    assert row["source"]
+    for name in row["gpus"].split():
+        card = next(r for r in GPUS if r["gpu_id"] == name)
+        context = documented(card["architecture"], capability_of(name))
+        assert context.basis == "calibrated"
+        assert context.low_bytes - 1 <= size - rounding < size + rounding <= context.high_bytes + 1
+        assert float(row["capacity_gib"]) * GIB == pytest.approx(float(card["memory_gb"]) * GIB, rel=0.1)
 
 
-def test_every_nvidia_generation_has_a_context() -> None:
-    generations = {row["architecture"] for row in GPUS if row["vendor"] == "NVIDIA"}
-    assert generations <= {row["architecture"] for row in tables.read("runtime")}
+@pytest.mark.parametrize("gpu_id", [row["gpu_id"] for row in GPUS if row["vendor"] == "NVIDIA"])
+def test_a_generation_without_a_reading_is_said_to_be_assumed_and_spans_them_all(gpu_id: str) -> None:
+    architecture = next(row["architecture"] for row in GPUS if row["gpu_id"] == gpu_id)
+    found = documented(architecture, capability_of(gpu_id))
+    assert 0 < found.low_bytes < found.n_bytes < found.high_bytes < GIB
+    known = {generation[0] for reading in readings() for generation in reading.generations}
+    assert found.basis == ("calibrated" if architecture in known else "assumed")
+    if found.basis == "assumed":
+        assert found.low_bytes <= min(r.n_bytes for r in readings())
+        assert found.high_bytes >= max(r.n_bytes for r in readings())
+
+
+def test_a_difference_of_figures_is_what_the_message_says() -> None:
+    """In use, less allocated, less unallocated: those rows whose note holds the three."""
+    for row in tables.read("runtime"):
+        found = re.fullmatch(
+            r"([\d.]+)(?: in use)? - ([\d.]+)(?: allocated)? - ([\d.]+) MiB(?: unallocated)?(;.*)?", row["note"]
+        )
+        if found is not None:
+            used, allocated, rest = map(float, found.groups()[:3])
+            assert used - allocated - rest / 1024 == pytest.approx(float(row["context_gib"]), abs=0.006)
 
 
 # -- optimizers --------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 from vramcalc.conformal import LEVEL, Outlook, Spread
 from vramcalc.interval import Interval
 from vramcalc.likeness import SIZES, Likeness
-from vramcalc.runtime import Context, documented, documented_contexts
+from vramcalc.runtime import Context, capability_of, documented
 from vramcalc.units import MIB
 
 Pool = Literal["allocated", "reserved", "snapshot"]
@@ -60,6 +60,11 @@ class Recipe:
     predicted_bytes: Mapping[str, int]
     process_bytes: tuple[int, ...] = ()
     context_bytes: tuple[int, ...] = ()
+
+    @property
+    def capability(self) -> tuple[int, int] | None:
+        """Compute capability of the device, None where it is in no table."""
+        return capability_of(self.gpu)
 
 
 @dataclass(frozen=True)
@@ -195,23 +200,13 @@ class Calibration:
 
     # -- the CUDA context --------------------------------------------------------------------------------------------
 
-    def context(self, architecture: str | None) -> Context:
-        """The CUDA context and kernel modules on a GPU generation: fitted, else as documented or assumed.
-
-        One that is assumed may be anything from nothing to the largest that is known.
-        """
-        return self._once(("context", architecture), lambda: self._context(architecture))  # type: ignore[no-any-return]
-
-    def _context(self, architecture: str | None) -> Context:
+    def context(self, architecture: str | None, capability: tuple[int, int] | None = None) -> Context:
+        """The CUDA context and kernel modules on a GPU generation: fitted, else as read off torch's messages."""
         term = self.contexts.get(architecture or "")
         if term is not None:
             source = f"{', '.join(term.sources)}: {term.runs} runs of {term.recipes} recipes"
             return Context(term.n_bytes, "calibrated", source, term.low_bytes, term.high_bytes)
-        found = documented(architecture)
-        if found.basis == "calibrated":
-            return found
-        known = [c.n_bytes for c in documented_contexts().values()] + [t.n_bytes for t in self.contexts.values()]
-        return replace(found, low_bytes=0, high_bytes=max(known))
+        return documented(architecture, capability)
 
 
 def _apart(pool: Pool, like: Likeness) -> bool:
@@ -232,7 +227,7 @@ def context_at(context: Context, share: float) -> float:
 
 
 def interval_around(
-    value: int, quantity: str, like: Likeness, calibration: Calibration, architecture: str | None, level: float
+    value: int, quantity: str, like: Likeness, calibration: Calibration, context: Context, level: float
 ) -> Interval:
     """A prediction between its bounds. [B]
 
@@ -241,12 +236,11 @@ def interval_around(
         quantity: ``allocated``, ``blocks``, ``reserved``, ``snapshot`` or ``process``.
         like: of the job.
         calibration: whose errors count.
-        architecture: GPU generation, None where none is named.
+        context: CUDA context of the process.
         level: share of what is measured that the bounds hold.
     """
     if quantity == "process":
-        context = calibration.context(architecture)
-        reserved = interval_around(value - context.n_bytes, "reserved", like, calibration, architecture, level)
+        reserved = interval_around(value - context.n_bytes, "reserved", like, calibration, context, level)
         low, high = (context_at(context, share) for share in ((1 - level) / 2, (1 + level) / 2))
         return Interval(reserved.low + low, value, reserved.high + high)
     pool: Pool = "reserved" if quantity == "reserved" else "snapshot" if quantity == "snapshot" else "allocated"

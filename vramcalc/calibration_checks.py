@@ -68,7 +68,9 @@ class Held:
 def held(recipe: Recipe, c: Calibration, level: float = LEVEL) -> Iterator[Held]:
     """The figures of a recipe beside intervals of a calibration."""
     for quantity, value in _predicted(recipe, c).items():
-        ends = interval_around(value, quantity, recipe.like, c, recipe.architecture, level)
+        ends = interval_around(
+            value, quantity, recipe.like, c, c.context(recipe.architecture, recipe.capability), level
+        )
         low, high = math.log(ends.low / value), math.log(ends.high / value)
         process = [math.log(n / value) for n in recipe.process_bytes]
         errors = process if quantity == "process" else recipe.errors[_POOLS[quantity]]
@@ -81,7 +83,7 @@ def _predicted(recipe: Recipe, c: Calibration) -> dict[str, int]:
     sizes = recipe.predicted_bytes
     found = {q: sizes.get(pool, sizes.get("allocated", 0)) for q, pool in _POOLS.items() if recipe.errors.get(pool)}
     if recipe.process_bytes:
-        found["process"] = sizes["reserved"] + c.context(recipe.architecture).n_bytes
+        found["process"] = sizes["reserved"] + c.context(recipe.architecture, recipe.capability).n_bytes
     return found
 
 

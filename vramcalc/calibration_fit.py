@@ -56,7 +56,7 @@ class _Runs:
         architecture = self.gpu.architecture or ""
         if self.process and not self.reserved:
             # Of a run whose process alone was seen, what it has beyond the context is what was reserved.
-            context, predicted = documented(architecture).n_bytes, self.predicted["reserved"]
+            context, predicted = documented(architecture, self.gpu.capability).n_bytes, self.predicted["reserved"]
             beyond = [n - context for n in self.process.values()]
             self.errors["reserved"] = [math.log(n / predicted) for n in beyond if n > 0]
         # Beside a predicted reserved peak the error of that prediction, gigabytes at times, would pass for a context.
@@ -154,7 +154,7 @@ def _contexts(recipes: Sequence[Recipe]) -> tuple[dict[str, ContextTerm], list[T
             lambda r: r.recipe_id,
             lambda r, size: _process_error(r, size * MIB),
             lambda rest: _context(rest) / MIB if rest else None,
-            documented(architecture).n_bytes / MIB,
+            documented(architecture, own[0].capability).n_bytes / MIB,
         )  # fmt: skip
         tests.append(test)
         if test.kept:

@@ -112,7 +112,10 @@ class Estimate:
     @cached_property
     def context(self) -> Context:
         """CUDA context of the process."""
-        return current().context(self._architecture)
+        return self._context_by(current())
+
+    def _context_by(self, calibration: Calibration) -> Context:
+        return calibration.context(self._architecture, self.gpu.capability if self.gpu else None)
 
     @property
     def process_bytes(self) -> int:
@@ -156,7 +159,8 @@ class Estimate:
         if not isinstance(level, (int, float)) or not 0 < level < 1:
             raise InvalidValue("level", level, "a share above 0 and below 1, such as 0.9")
         value = getattr(self, _NUMBERS[quantity]) if value_bytes is None else value_bytes
-        return interval_around(value, quantity, self.likeness, calibration or current(), self._architecture, level)
+        by = calibration or current()
+        return interval_around(value, quantity, self.likeness, by, self._context_by(by), level)
 
     @property
     def _architecture(self) -> str | None:

@@ -80,13 +80,14 @@ class Grid:
             gpu: whose generation counts, None for any.
             level: share of what is measured that the intervals hold.
         """
-        architecture = None if gpu is None else catalog.gpu(gpu).architecture
-        like = likeness(self.job, architecture)
+        card = None if gpu is None else catalog.gpu(gpu)
+        like = likeness(self.job, card.architecture if card else None)
+        context = current().context(card.architecture, card.capability) if card else current().context(None)
         low, high = np.empty_like(self.allocated_bytes), np.empty_like(self.allocated_bytes)
         for n, peak in np.ndenumerate(self.allocated_bytes):
             seq, tokens = int(self.seq_len[n]), int(self.seq_len[n] * self.micro_batch_size[n])
             here = replace(like, sizes={**like.sizes, "seq_len": seq, "tokens": tokens})
-            ends = interval_around(int(peak), "allocated", here, current(), architecture, level)
+            ends = interval_around(int(peak), "allocated", here, current(), context, level)
             low[n], high[n] = int(ends.low), math.ceil(ends.high)
         return low, high
 

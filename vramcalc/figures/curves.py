@@ -84,7 +84,7 @@ def _curves(on: Axes, found: Grid, along: str, across: str | None, ends: list[An
 
 def _limit(on: Axes, gpu: Gpu) -> None:
     """What the GPU has for tensors."""
-    room = max(gpu.usable_bytes - current().context(gpu.architecture).n_bytes, 0)
+    room = max(gpu.usable_bytes - current().context(gpu.architecture, gpu.capability).n_bytes, 0)
     label = limit_label(gpu, room, "\nbeside the CUDA context")
     on.axhline(to_gib(room), color=ink(on), linewidth=1.6, label=label)
     on.set_ylim(top=min(on.get_ylim()[1], _ABOVE * to_gib(room)))
