@@ -65,6 +65,7 @@ LAYERS = (
     {"profiles"},
     {"profile_metrics", "measuring"},
     {"step"},
+    {"unexplained"},
     {"ledger", "loading", "warn"},
     {"stream", "timeline"},
     {"walk"},

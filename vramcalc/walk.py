@@ -20,6 +20,7 @@ from vramcalc.specs import LoRA, QLoRA
 from vramcalc.step import Loop, Sizes
 from vramcalc.stream import Stream, WrittenOut, plan, stream_of
 from vramcalc.timeline import Timeline, timeline_of
+from vramcalc.unexplained import unexplained_bytes
 
 
 @contextmanager
@@ -147,22 +148,25 @@ class Walks:
 
         Args:
             settings: of the allocator.
-            reads: a quantised model is read in 16 bits first; traces begin when it is loaded.
+            reads: as a run: a quantised model is read in 16 bits first, and what runs reserve unexplained is added;
+                traces have neither.
 
         Raises:
             DoesNotFit: a limit is set and is not enough.
         """
-        reads = reads and isinstance(self.job.method, QLoRA)
         if (settings, reads) not in self._replays:
             s, stack = self.stream, self.job.stack
             load, sizes = s.load, s.sizes
-            if reads:
+            if reads and isinstance(self.job.method, QLoRA):
                 births = [self.written_out.program.births[b] for b in self.written_out.expansion.births]
                 load, sizes = read_quantised(s.load, births, s.sizes, stack)
             with without_cycle_collector():
-                self._replays[settings, reads] = replay_steps(
-                    load, s.steps, s.order, sizes, settings, empty_before=s.empty_before
-                )
+                found = replay_steps(load, s.steps, s.order, sizes, settings, empty_before=s.empty_before)
+            if reads and not settings.expandable_segments:
+                more = found.peak_reserved_bytes + unexplained_bytes(self.job)
+                if settings.limit_bytes is None or more <= settings.limit_bytes:
+                    found = replace(found, peak_reserved_bytes=more)
+            self._replays[settings, reads] = found
         return self._replays[settings, reads]
 
     def replay_within(self, limit_bytes: int) -> Replay:

@@ -9,6 +9,8 @@ from vramcalc.job import Job
 from vramcalc.likeness import kernel
 from vramcalc.specs import Gpu, LoRA
 from vramcalc.torch_releases import TORCH_RELEASES
+from vramcalc.unexplained import unexplained_bytes
+from vramcalc.units import gib
 
 
 def warnings_for(job: Job, gpu: Gpu | None) -> Iterator[str]:
@@ -18,6 +20,7 @@ def warnings_for(job: Job, gpu: Gpu | None) -> Iterator[str]:
     yield from _on_experts(job)
     yield from _on_dtypes(job, gpu)
     yield from _on_alloc_conf(job)
+    yield from _on_reserved(job)
     yield from _unchecked(job)
 
 
@@ -69,6 +72,14 @@ def _on_dtypes(job: Job, gpu: Gpu | None) -> Iterator[str]:
 def _on_alloc_conf(job: Job) -> Iterator[str]:
     if job.stack.alloc_conf:
         yield from read(job.stack.alloc_conf).notes
+
+
+def _on_reserved(job: Job) -> Iterator[str]:
+    if found := unexplained_bytes(job):
+        yield (
+            f"reserved memory includes {gib(found)}, a float32 copy of the logits: runs with Unsloth's cross entropy "
+            "reserved it beyond every request that is known; the cause is not"
+        )
 
 
 def _unchecked(job: Job) -> Iterator[str]:
