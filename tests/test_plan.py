@@ -527,3 +527,24 @@ def test_errors_are_the_packages_own() -> None:
     with pytest.raises(UnknownName, match="nope"):
         planned(gpu="nope")
     assert Rate(1.0, 1, "x", "own", "as given").to_dict()["offer"] is None
+
+
+# -- the other methods -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+def test_a_plan_compares_its_step_with_those_of_the_other_methods(method: str) -> None:
+    """On the same tokens, and with the same adapters where both have them."""
+    found = planned(method=method, measured_step_s=None)
+    assert {r.methods[0] for r in found.ratios} == {"full", "lora", "qlora"} - {method}
+    assert all(r.methods[1] == method and r.low < r.ratio < r.high for r in found.ratios)
+    other = planned(method=found.ratios[0].methods[0], measured_step_s=None)
+    assert found.step is not None
+    assert other.step is not None
+    assert found.ratios[0].ratio == pytest.approx(other.step.s / found.step.s)
+    assert found.to_dict()["step_ratios"] == [r.to_dict() for r in found.ratios]
+    assert str(found.ratios[0]) in " ".join(str(found).split())
+
+
+def test_a_plan_that_does_not_fit_compares_nothing() -> None:
+    assert plan("llama-3.1-70b", "full", gpu="l4", work=work(), offers=SHIPPED).ratios == ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from vramcalc import catalog
@@ -15,6 +16,7 @@ from vramcalc.interval import Interval
 from vramcalc.prices import TIERS, Offer, current, select, stale
 from vramcalc.specs import Gpu
 from vramcalc.timing import step_time
+from vramcalc.timing_ratio import TimeRatio, method_ratios
 from vramcalc.verdicts import Verdict, verdict
 from vramcalc.workload import Schedule, StepTime, Workload, hours_of, schedule
 
@@ -47,6 +49,11 @@ class Plan:
     def gpu_hours(self) -> Interval | None:
         """Hours times the GPUs at work, which is one. [h]"""
         return self.hours
+
+    @cached_property
+    def ratios(self) -> tuple[TimeRatio, ...]:
+        """Steps of the other methods over this one's, on the same GPU and tokens; none where the job does not fit."""
+        return () if self.step is None else method_ratios(self.verdict.estimate)
 
     def cheapest(self, tier: str | None = None) -> Bill | None:
         """The bill with the least dollars, of a tier or of all; None where there is none."""
@@ -89,6 +96,7 @@ class Plan:
             "workload": self.work.model_dump(mode="json"),
             "schedule": self.schedule.to_dict(),
             "step": step,
+            "step_ratios": [r.to_dict() for r in self.ratios],
             "hours": self.hours.to_dict() if self.hours else None,
             "gpu_hours": self.gpu_hours.to_dict() if self.gpu_hours else None,
             "cheapest": {t: b.to_dict() if (b := self.cheapest(t)) else None for t in (*TIERS, "own")},

@@ -56,6 +56,7 @@ def _run(plan: Plan) -> str:
         s = plan.step
         rows += [
             ("step", f"{_ranged(Interval(s.low_s, s.s, s.high_s), lambda n: f'{n:.3g} s')}, {s.basis}"),
+            *((("others", "; ".join(str(r) for r in plan.ratios)),) if plan.ratios else ()),
             ("time", time_text(plan.hours)),
             ("GPU-hours", _ranged(plan.gpu_hours or plan.hours, lambda n: f"{n:.3g}")),
         ]

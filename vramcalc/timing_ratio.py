@@ -14,9 +14,10 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from vramcalc.errors import Unsupported
 from vramcalc.flops import Tokens
 from vramcalc.job import Job
-from vramcalc.specs import Gpu
+from vramcalc.specs import FullFineTuning, Gpu, LoRA, Method, QLoRA
 from vramcalc.timing_expected import device_of, expected_of, job_of
 from vramcalc.timing_model import ratio_sigma
 from vramcalc.timing_table import timing_table
@@ -88,3 +89,22 @@ def compare_times(
     ratio = a.s / b.s
     ends = ratio / math.exp(half_width), ratio * math.exp(half_width)
     return TimeRatio((first.method.kind, second.method.kind), ratio, *ends, tuple(notes))
+
+
+def method_ratios(found: Estimate) -> tuple[TimeRatio, ...]:
+    """Steps of the other methods over an estimate's own, on its GPU and the same tokens, with the same adapters.
+
+    None where the GPU's speed is not known, or there is no GPU.
+    """
+    mine = found.job
+    given = {n: getattr(mine.method, n) for n in LoRA.model_fields if n != "kind" and isinstance(mine.method, LoRA)}
+    methods: tuple[Method, ...] = (FullFineTuning(), LoRA(**given), QLoRA(**given))
+    others = [
+        Job(mine.model, method, mine.training, mine.stack, mine.compute_capability)
+        for method in methods
+        if method.kind != mine.method.kind
+    ]
+    try:
+        return tuple(compare_times(other, mine, found.gpu) for other in others) if found.gpu else ()
+    except Unsupported:
+        return ()
