@@ -40,7 +40,7 @@ LAYERS = (
     },
     {"alloc_conf", "published_rows", "tables", "torch_releases"},
     {"spec_base"},
-    {"gpu_spec"},
+    {"gpu_spec", "published_speeds"},
     {"timing_model"},
     {"specs"},
     {"catalog", "detect", "device_use", "hfconfig", "hub", "matrices", "presets", "runtime", "timing_table"},

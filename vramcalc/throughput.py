@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from vramcalc import catalog, matrices, tables
+from vramcalc import catalog, matrices, published_speeds, tables
 from vramcalc.errors import DataError, Unsupported
 from vramcalc.flops import Tokens, seen
 from vramcalc.lengths import PEFT_METAMATHQA
@@ -33,6 +33,10 @@ COLUMNS = (
 )  # fmt: skip
 """What a file must have; other columns are carried along."""
 
+_LIKE = (
+    "give a file like tables/throughput.csv, or one of published speeds with the columns "
+    f"{', '.join(published_speeds.COLUMNS)}, which is converted"
+)
 _KINDS = ("fixed", "packed", "padded", "padding_free", "mean_known", "max_not_reached")
 _CHECKPOINTING: dict[str, Any] = {
     "none": "none",
@@ -90,25 +94,31 @@ class MeasuredStep:
 
 
 def read_throughput(path: str | Path) -> Sequence[Row]:
-    """Rows of a file in the schema.
+    """Rows of a file in the schema, or in that of :mod:`vramcalc.published_speeds`, which is converted.
 
     Raises:
         DataError: no such file, not CSV text, columns are missing, or a row holds what its column does not allow; the
             message names the line and the column.
     """
-    rows = tables.read_file(Path(path), "give a file like tables/throughput.csv", COLUMNS)
+    rows: Sequence[Row] = tables.read_file(Path(path), _LIKE)
+    foreign = bool(rows) and published_speeds.is_published(rows[0])
+    if foreign:
+        rows = published_speeds.converted(rows, tables.read("throughput"))
+    elif not rows or not set(COLUMNS) <= set(rows[0]):
+        rows = tables.read_file(Path(path), _LIKE, COLUMNS)
     for line, row in enumerate(rows, start=2):
-        _check(row, f"{path}, line {line}")
+        _check(row, f"{path}, line {line}", dated=not foreign)
     return rows
 
 
-def _check(row: tables.Row, where: str) -> None:
+def _check(row: Row, where: str, *, dated: bool) -> None:
     if not row["case_id"]:
         raise DataError(f"{where}: case_id is empty; give each row an id")
     if not row["source"]:
         raise DataError(f"{where}: source is empty; say where the figure was published")
     try:
-        tables.checked_on(row)
+        if dated:
+            tables.checked_on(dict(row))
     except DataError as err:
         raise DataError(f"{where}: {err}") from err
     if not _positive(row["value"]):
