@@ -66,6 +66,8 @@ NOISE, CELL_SPREAD = 0.04, 0.08
 """Relative errors that the model is expected to leave: of a row, and of all rows of a cell."""
 METHOD_SPREAD = 0.06
 """Relative error that the model is expected to leave in the ratio of two methods."""
+FOUR_BIT_SPREAD = 0.1
+"""Further relative error of steps over bitsandbytes' four-bit weights, whose kernels differ by release and card."""
 GPU_SPREAD, HOST_SPREAD = 0.35, 0.5
 """Standard deviations, over GPUs and the machines around them, of the logarithms of their factors."""
 
@@ -199,7 +201,8 @@ def predict(least: Mapping[str, float], gpu: str, own: Mapping[str, float], c: C
     vector = [slopes.get(n, 0.0) for n in KINDS] + [tensor_share * (g == gpu) for g in c.products]
     device_share = sum(slopes.get(n, 0.0) for n, k in KINDS.items() if k.limit != "host")
     unknown_gpu = 0.0 if gpu in c.products else device_share * GPU_SPREAD
-    variance = _quadratic(vector, c.covariance) + unknown_gpu**2 + (host_share * HOST_SPREAD) ** 2
+    four_bit = FOUR_BIT_SPREAD * (parts["dequantisation"] > 0)
+    variance = _quadratic(vector, c.covariance) + unknown_gpu**2 + (host_share * HOST_SPREAD) ** 2 + four_bit**2
     sigma = math.sqrt(NOISE**2 + CELL_SPREAD**2 + variance)
     return Prediction(terms, sigma, gpu in c.products, host_share, tuple(vector))
 
@@ -210,8 +213,16 @@ def ratio_sigma(a: Prediction, b: Prediction, c: Coefficients) -> float:
     shares = [sum(s for s, is_tensor in zip(p.slopes, tensor, strict=False) if is_tensor) for p in (a, b)]
     unknown_gpu = 0.0 if a.gpu_measured and b.gpu_measured else (shares[0] - shares[1]) * GPU_SPREAD
     host = (a.host_share - b.host_share) * HOST_SPREAD
+    four_bit = FOUR_BIT_SPREAD * (_in_four_bits(a) != _in_four_bits(b))
     slopes = [x - y for x, y in zip(a.slopes, b.slopes, strict=True)]
-    return math.sqrt(2 * NOISE**2 + METHOD_SPREAD**2 + _quadratic(slopes, c.covariance) + unknown_gpu**2 + host**2)
+    return math.sqrt(
+        2 * NOISE**2 + METHOD_SPREAD**2 + _quadratic(slopes, c.covariance) + unknown_gpu**2 + host**2 + four_bit**2
+    )
+
+
+def _in_four_bits(p: Prediction) -> bool:
+    """Whether bitsandbytes unpacks weights in the step."""
+    return p.slopes[list(KINDS).index("dequantisation")] > 0
 
 
 def _quadratic(x: Sequence[float], matrix: Sequence[Sequence[float]]) -> float:
