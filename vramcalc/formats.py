@@ -17,6 +17,11 @@ _MARKDOWN = re.compile(r"[\\`*|<>\[\]]|(?<![^\W_])_|_(?![^\W_])")
 """What Markdown reads as markup; an underscore inside a word is none."""
 
 
+_FORMULA = "=+-@\t\r\n\uff1d\uff0b\uff0d\uff20"
+"""How formulas begin, in full-width characters too."""
+_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?", re.ASCII)
+
+
 def significant(value: float, digits: int = 3) -> float:
     """A number cut to what is known of it: ``1234.5 -> 1230.0``, ``0.012345 -> 0.0123``."""
     return float(f"{value:.{digits}g}")
@@ -43,7 +48,8 @@ def formatted(
     Args:
         columns: names.
         rows: cells, one per column.
-        format: ``md``, ``csv``, ``html``, ``latex`` or ``json``.
+        format: ``md``, ``csv``, ``html``, ``latex`` or ``json``. In CSV an apostrophe goes before text that a
+            spreadsheet would run as a formula.
         decimals: by column, of numbers where they are text; JSON has the numbers themselves.
 
     Raises:
@@ -55,16 +61,27 @@ def formatted(
         return json.dumps([dict(zip(columns, row, strict=True)) for row in rows], indent=2)
     places = [(decimals or {}).get(name) for name in columns]
     texts = [[text_of(cell, n) for cell, n in zip(row, places, strict=True)] for row in rows]
+    if format == "csv":
+        columns = [_inert(name) for name in columns]
+        texts = [
+            [_inert(t) if isinstance(c, str) else t for c, t in zip(*both, strict=True)]
+            for both in zip(rows, texts, strict=True)
+        ]
     numeric = [any(isinstance(row[i], int | float) for row in rows) for i in range(len(columns))]
     return _WRITERS[format](columns, texts, numeric)
 
 
+def _inert(text: str) -> str:
+    """Text that a spreadsheet does not take for a formula: with an apostrophe before what would begin one."""
+    return f"'{text}" if text[:1] in _FORMULA and text and not _NUMBER.fullmatch(text) else text
+
+
 def _csv(columns: Texts, rows: Sequence[Texts], numeric: Sequence[bool]) -> str:
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
+    writer = csv.writer(out, lineterminator="\r\n")  # so that cells with either are quoted
     writer.writerow(columns)
     writer.writerows(rows)
-    return out.getvalue().rstrip("\n")
+    return out.getvalue().replace("\r\n", "\n").rstrip("\n")
 
 
 def _markdown(columns: Texts, rows: Sequence[Texts], numeric: Sequence[bool]) -> str:
