@@ -263,7 +263,7 @@ def test_memory_without_a_known_owner_is_said(nvml: Library, lines: dict[str, An
         (machine(gpu(H100, handle_error=LOST)), "GPU 0: the GPU has fallen off the bus; reboot"),
         (machine(gpu(H100, handle_error=RESET)), "GPU 0: .*nvidia-smi --gpu-reset"),
         (machine(gpu(H100, handle_error=NO_PERMISSION)), "GPU 0: no permission"),
-        (machine(gpu(H100, capability=None)), "GPU 0: NVML: Not Supported"),
+        (machine(gpu(H100, capability=None, name="NVIDIA Z9000")), "GPU 0: NVML: Not Supported"),
     ],
 )
 def test_a_problem_is_one_line_with_what_to_do(nvml: Library, described: str, problem: str) -> None:
@@ -300,6 +300,17 @@ def test_questions_that_a_platform_refuses_cost_their_answers_only(nvml: Library
     device = only(nvml.detect(described))
     assert (device["ecc"], device["processes"], device["pci_bus_id"]) == (None, None, None)
     assert device["gpu"]["free_bytes"] == RTX_3090.torch_mib * MIB
+
+
+@pytest.mark.parametrize("error", [NOT_SUPPORTED, NO_PERMISSION, UNKNOWN])
+def test_a_known_gpu_of_which_nvml_tells_its_memory_alone_is_shown_in_part(nvml: Library, error: int) -> None:
+    found = nvml.detect(machine(gpu(H100, 0, optional_error=error, process_error=error), gpu(T4, 1)))
+    partly, whole = sorted(found["devices"], key=lambda device: device["index"])
+    assert (partly["gpu"]["gpu_id"], partly["gpu"]["compute_capability"]) == ("h100-sxm", "9.0")
+    assert partly["gpu"]["free_bytes"] == H100.torch_mib * MIB
+    assert partly["notes"][0] == "NVML does not tell its compute capability: 9.0 by its name"
+    assert not any("compute capability" in note for note in whole["notes"])
+    assert found["problem"] is None
 
 
 def test_an_old_driver_has_no_reserved_memory_and_no_processes(old_nvml: Library) -> None:

@@ -37,6 +37,13 @@ def mask(devices: list[Gpu], value: str | None, driver: str | None = None, **env
     return select(devices, environment | ({} if value is None else {"CUDA_VISIBLE_DEVICES": value}), driver=driver)
 
 
+@pytest.mark.parametrize("wanted", ["\N{FULLWIDTH DIGIT ZERO}", "\N{ARABIC-INDIC DIGIT ONE}"])
+def test_digits_of_other_scripts_are_no_numbers_to_a_driver(wanted: str) -> None:
+    found = mask(EIGHT, f"{wanted},1")
+    assert found.positions == []
+    assert f"{wanted!r} names no device" in found.notes[0]
+
+
 # -- laws --------------------------------------------------------------------------------------------------------------
 
 NUMBERS = ["0", "1", "7", "8", " 3", "4 ", "+2", "-0", "-1", "01", "1gpu", "9" * 12]

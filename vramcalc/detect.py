@@ -238,7 +238,7 @@ def _device(pynvml: Any, handle: Any, physical: Any, index: int, parent: str | N
         return None
     uuid = _text(pynvml.nvmlDeviceGetUUID(handle))
     name = _text(pynvml.nvmlDeviceGetName(handle))
-    capability = tuple(pynvml.nvmlDeviceGetCudaComputeCapability(physical))
+    capability, told = _capability(pynvml, physical, name)
     running = _ask(pynvml, lambda: pynvml.nvmlDeviceGetComputeRunningProcesses(handle))
     ecc = _ask(pynvml, lambda: bool(pynvml.nvmlDeviceGetEccMode(physical)[0]))
     cores = _ask(pynvml, lambda: int(pynvml.nvmlDeviceGetNumGpuCores(physical))) or 0
@@ -266,8 +266,20 @@ def _device(pynvml: Any, handle: Any, physical: Any, index: int, parent: str | N
         processes=None if running is None else len(_others(running)),
         ecc=ecc,
         speed=(cores, *capability),
-        notes=tuple(_notes(capability, memory, running)),
+        notes=(*told, *_notes(capability, memory, running)),
     )
+
+
+def _capability(pynvml: Any, physical: Any, name: str) -> tuple[tuple[int, ...], list[str]]:
+    """Compute capability, of a known product from the table where NVML does not tell it, which a note then says."""
+    try:
+        return tuple(pynvml.nvmlDeviceGetCudaComputeCapability(physical)), []
+    except pynvml.NVMLError:
+        row = next((row for row in tables.read("gpus") if row["gpu_id"] == _table_id(name)), None)
+        if row is None or not row["compute_capability"]:
+            raise
+        known = row["compute_capability"]
+        return tuple(map(int, known.split("."))), [f"NVML does not tell its compute capability: {known} by its name"]
 
 
 def _mig_ids(pynvml: Any, handle: Any) -> tuple[int, int]:

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-_NUMBER = re.compile(r"\s*([+-]?\d{1,18})")
-"""The driver reads a number as C's ``strtoul`` does: ``"1gpu"`` is 1."""
+_NUMBER = re.compile(r"\s*([+-]?\d{1,18})", re.ASCII)
+"""The driver reads a number as C's ``strtoul`` does: ``"1gpu"`` is 1; digits are those of ASCII."""
 _HIDE_ALL = ("", "NoDevFiles")
 """Written by people and by Slurm to hide everything; not worth a note."""
 _MANY_INSTANCES = 570
