@@ -141,6 +141,16 @@ def test_what_cannot_be_bounded_is_refused_by_name(setting: str, pattern: str, s
     assert says in str(caught.value)
 
 
+def test_a_pattern_without_a_digit_tells_layers_apart_too() -> None:
+    """``\\d`` is the first ten layers, as ``[0-9]`` is, and neither is all of them."""
+    found = [
+        vramcalc.estimate("qwen2.5-0.5b", "lora", seq_len=64, target_modules=rf".*\.layers\.{layers}\..*q_proj")
+        for layers in (r"\d", "[0-9]", ".", r"\d+")
+    ]
+    first, same, also, every = (e.allocated_bytes for e in found)
+    assert first == same == also < every
+
+
 def test_flags_in_the_middle_of_the_pattern_of_a_saved_module_are_refused() -> None:
     with pytest.raises(InvalidValue, match="global flags not at the start"):
         vramcalc.LoRA(modules_to_save=["(?i)lm_head"])

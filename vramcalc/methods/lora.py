@@ -66,15 +66,18 @@ def layers_alike(method: LoRA, n_layers: int, n_experts: int = 0) -> bool:
         names = [f"model.layers.{layer}.{p}" for p in (*_PROJECTIONS, *experts)]
         return [(is_target(method, n), any(n.endswith(m) for m in method.modules_to_save)) for n in names]
 
-    if not any(c.isdigit() for t in _patterns(method) for c in t):
+    if all(name.replace("_", "").replace(".", "").isalpha() for name in _plain_names(method)):
         return True
     first = choices(0)
     return all(choices(layer) == first for layer in range(1, n_layers))
 
 
-def _patterns(method: LoRA) -> list[str]:
+def _plain_names(method: LoRA) -> list[str]:
+    r"""What is matched; a pattern may tell layers apart without a digit in it, as ``\d`` does."""
     targets = method.target_modules
-    return [*([targets] if isinstance(targets, str) else targets), *method.modules_to_save]
+    if isinstance(targets, str):
+        targets = frozenset() if targets.lower() == "all-linear" else frozenset([f"^{targets}"])
+    return [*targets, *method.modules_to_save]
 
 
 def attach(net: CausalLM, method: LoRA, stack: Stack, rank: Size) -> None:
