@@ -143,6 +143,37 @@ def test_a_bad_option_is_status_2_and_one_line_on_stderr(run: Run, bad: Bad, com
     assert err.count("\n") == 1
 
 
+NOT_PLAIN = ["1_000", "\N{FULLWIDTH DIGIT FOUR}", "\N{ARABIC-INDIC DIGIT FOUR}"]
+"""Numbers to Python's ``int`` and ``float``, and to nobody else."""
+
+
+@pytest.mark.parametrize("value", NOT_PLAIN)
+@pytest.mark.parametrize(
+    "option",
+    ["--seq-len", "--seq-lens", "--rank", "--lora-dropout", "--max-grad-norm", "--transformers", "--gpu-memory"],
+)
+def test_a_number_is_written_with_the_digits_of_every_tool(run: Run, option: str, value: str) -> None:
+    given = f"{option}=5.{value}" if option == "--transformers" else f"{option}={value}"
+    status, out, err = run("estimate", MODEL, "--gpu=t4", given)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert value in err
+    assert "expected" in err
+
+
+@pytest.mark.parametrize("value", NOT_PLAIN)
+def test_numbers_of_other_commands_are_written_so_too(run: Run, value: str) -> None:
+    plan = ["plan", MODEL, "--gpu=l4", "--tokens-per-example=8"]
+    for arguments in (
+        [*plan, f"--examples={value}"],
+        [*plan, "--examples=8", f"--price={value}"],
+        [*plan, "--examples=8", f"--measured-step-s={value}"],
+        ["max", MODEL, "--gpu=t4", f"--limit={value}"],
+        ["campaign", "hopper", "--dry-run", f"--minutes={value}"],
+    ):
+        status, out, err = run(*arguments)
+        assert (status, out, value in err) == (2, "", True)
+
+
 def test_one_bad_option_among_good_ones_prints_no_json(run: Run) -> None:
     status, out, err = run("estimate", MODEL, "--json", "--rank=8", "--seq-len=0")
     assert (status, out, err.count("\n")) == (2, "", 1)

@@ -159,7 +159,7 @@ def whole_number(flag: str, text: str) -> int:
         InvalidValue: it is none.
     """
     try:
-        return int(text)
+        return int(_plain(text))
     except ValueError:
         raise InvalidValue(flag, text, "a whole number") from None
 
@@ -171,9 +171,20 @@ def number(flag: str, text: str) -> float:
         InvalidValue: it is none.
     """
     try:
-        return float(text)
+        return float(_plain(text))
     except ValueError:
         raise InvalidValue(flag, text, "a number") from None
+
+
+def _plain(text: str) -> str:
+    """A number as every tool reads it: Python alone takes ``1_000``, and digits of other scripts.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if "_" in text or not text.isascii():
+        raise ValueError
+    return text
 
 
 def _names(text: str) -> list[str]:

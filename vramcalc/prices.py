@@ -174,13 +174,13 @@ def _gpu(text: str) -> str:
 
 
 def _count(text: str) -> int:
-    if not 1 <= int(text) <= 1024:
+    if not (text.isascii() and text.isdigit()) or not 1 <= int(text) <= 1024:
         raise ValueError
     return int(text)
 
 
 def _price(text: str) -> float:
-    price = float(text)
+    price = float(text) if text.isascii() and "_" not in text else math.nan
     if not (math.isfinite(price) and 0 < price < 1e5):
         raise ValueError
     return price

@@ -115,11 +115,10 @@ EXPERTS_CHECKED = ((5, 13), (5, 23))
 
 def minor_release(version: str) -> tuple[int, int] | None:
     """``4.45.2`` as ``(4, 45)``, None for what is no version."""
-    try:
-        major, minor = (int(part) for part in version.split(".")[:2])
-    except ValueError:
+    parts = version.split(".")[:2]
+    if len(parts) < 2 or not all(part.isascii() and part.isdigit() and len(part) < 5 for part in parts):
         return None
-    return major, minor
+    return int(parts[0]), int(parts[1])
 
 
 def release_of(minor: tuple[int, int]) -> Release | None:

@@ -7,7 +7,7 @@ import typer
 
 from vramcalc.commands.common import Json, Method, Model, StackName, exit_with, known_method
 from vramcalc.errors import InvalidValue
-from vramcalc.options import settings_of, whole_number, with_options
+from vramcalc.options import number, settings_of, whole_number, with_options
 from vramcalc.progress import Bar
 from vramcalc.terminal import print_json, print_text
 
@@ -109,10 +109,7 @@ def _last(progress: "Progress") -> str:
 
 
 def _minutes(text: str) -> float:
-    try:
-        found = float(text)
-    except ValueError:
-        found = 0.0
+    found = number("--minutes", text)
     if not 0 < found < 1e6:
         raise InvalidValue("--minutes", text, "a number of minutes, more than 0")
     return found
