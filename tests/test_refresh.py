@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import datetime
 import http.server
@@ -282,12 +283,105 @@ def test_a_server_that_never_answers_is_waited_for_no_longer_than_the_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr("vramcalc.refresh._TIMEOUT_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("GPUHUNT_CATALOG_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        with pytest.raises(PriceError, match="timed out"):
-            refresh(TODAY)
+        with pytest.raises(PriceError, match=r"timed out after 0\.2 s"):
+            refresh(TODAY, limit_s=0.2)
     assert socket.getdefaulttimeout() is None
+
+
+class Dripping:
+    """A server that answers with what it is given, and then with the same byte for ever, a hundred in a second."""
+
+    def __init__(self, start: bytes, forever: bytes) -> None:
+        self.server = socket.create_server(("127.0.0.1", 0))
+        self.start, self.forever, self.done = start, forever, threading.Event()
+        self.threads = [threading.Thread(target=self._serve)]
+
+    def __enter__(self) -> str:
+        self.threads[0].start()
+        return f"http://127.0.0.1:{self.server.getsockname()[1]}"
+
+    def __exit__(self, *how: object) -> None:
+        self.done.set()
+        self.server.shutdown(socket.SHUT_RDWR)
+        self.server.close()
+        for thread in self.threads:
+            thread.join()
+
+    def _serve(self) -> None:
+        while not self.done.is_set():
+            try:
+                asking, _ = self.server.accept()
+            except OSError:
+                return
+            self.threads.append(threading.Thread(target=self._answer, args=(asking,)))
+            self.threads[-1].start()
+
+    def _answer(self, asking: socket.socket) -> None:
+        with asking, contextlib.suppress(OSError):
+            asking.recv(1 << 16)
+            asking.sendall(self.start)
+            while not self.done.wait(0.01):
+                asking.sendall(self.forever)
+
+
+HEAD = b"HTTP/1.1 200 OK\r\n"
+
+
+@pytest.mark.parametrize(
+    ("start", "forever"),
+    [(HEAD + b"Content-Length: 1000\r\n\r\n", b"1"), (HEAD + b"\r\n", b"2"), (HEAD + b"X-Slow: ", b"y"), (b"", b"H")],
+    ids=["a body of known length", "a body without end", "a header", "no HTTP"],
+)
+def test_a_server_that_drips_is_cut_off_at_the_deadline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: bytes, forever: bytes
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    before = old_table()
+    with Dripping(start, forever) as url:
+        monkeypatch.setenv("GPUHUNT_CATALOG_URL", url)
+        with pytest.raises(
+            PriceError, match=r"no catalog can be fetched \(timed out after 0\.3 s\): the old prices stay"
+        ):
+            refresh(TODAY, limit_s=0.3)
+    assert prices.refreshed_path().read_bytes() == before
+    assert not [t for t in threading.enumerate() if t is not threading.main_thread() and not t.daemon]
+
+
+def too_long(found: Catalogs) -> None:
+    (found.folder / "gcp" / "version").write_text("2" * 2000)
+
+
+def too_large(found: Catalogs) -> None:
+    with (found.folder / "gcp" / VERSION / "catalog.zip").open("wb") as file:
+        file.truncate(17 << 20)
+
+
+def bomb(found: Catalogs) -> None:
+    """A few kilobytes that stand for 65 MiB, which are not unpacked any further."""
+    with zipfile.ZipFile(found.folder / "gcp" / VERSION / "catalog.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("gcp.csv", b"0" * (65 << 20))
+
+
+def deep(found: Catalogs) -> None:
+    found.put("gcp", [row("deep", 1.0, provider_data="[" * 100_000)])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [(too_long, "more than 1,024 bytes"), (too_large, "more than 16,777,216 bytes"),
+     (bomb, "more than 67,108,864 bytes unpacked"), (deep, "recursion")],
+)  # fmt: skip
+def test_a_catalog_of_absurd_size_is_no_catalog(served: Catalogs, spoil: Any, says: str) -> None:
+    before = old_table()
+    spoil(served)
+    with pytest.raises(
+        PriceError, match=r"no catalog of gcp \(.*; try again later, or go ahead with --without gcp"
+    ) as caught:
+        refresh(TODAY)
+    assert says in str(caught.value)
+    assert prices.refreshed_path().read_bytes() == before
 
 
 def test_nothing_is_logged_past_the_error(served: Catalogs, tmp_path: Path) -> None:

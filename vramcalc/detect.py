@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from vramcalc import tables
+from vramcalc.nvml_errors import in_one_line
 from vramcalc.specs import Gpu
 from vramcalc.units import GIB, gib
 from vramcalc.visible import select
@@ -111,13 +112,13 @@ def detect_gpus(environment: Mapping[str, str] | None = None) -> Detection:
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as err:
-        return Detection([], [], None, _problem(pynvml, err), [])
+        return Detection([], [], None, in_one_line(pynvml, err), [])
     driver = None
     try:
         driver = _ask(pynvml, lambda: _text(pynvml.nvmlSystemGetDriverVersion()))
         found, problems = _all_devices(pynvml)
     except pynvml.NVMLError as err:
-        return Detection([], [], driver, _problem(pynvml, err), [])
+        return Detection([], [], driver, in_one_line(pynvml, err), [])
     finally:
         with suppress(pynvml.NVMLError):
             pynvml.nvmlShutdown()
@@ -134,27 +135,6 @@ def detect_gpus(environment: Mapping[str, str] | None = None) -> Detection:
     elif found and not visible:
         problems.append("CUDA_VISIBLE_DEVICES hides every GPU; unset it to see them")
     return Detection(visible, hidden, driver, "; ".join(problems) or None, selection.notes)
-
-
-def _problem(pynvml: Any, err: Exception) -> str:
-    """An NVML error in one line, with what to do."""
-    match getattr(err, "value", None):
-        case pynvml.NVML_ERROR_LIBRARY_NOT_FOUND:
-            return "no NVIDIA driver on this machine (libnvidia-ml.so.1 not found)"
-        case pynvml.NVML_ERROR_DRIVER_NOT_LOADED:
-            return "the NVIDIA driver is installed but not loaded; load it with modprobe nvidia, or reboot"
-        case pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH:
-            return "driver and NVML library are of different versions; reboot after the driver update"
-        case pynvml.NVML_ERROR_NO_PERMISSION:
-            return "no permission to ask the NVIDIA driver; check the rights on /dev/nvidia*"
-        case pynvml.NVML_ERROR_GPU_IS_LOST:
-            return "the GPU has fallen off the bus; reboot, or reset it with nvidia-smi --gpu-reset"
-        case pynvml.NVML_ERROR_RESET_REQUIRED:
-            return "the GPU has to be reset; run nvidia-smi --gpu-reset"
-        case pynvml.NVML_ERROR_UNKNOWN:
-            return "the NVIDIA driver does not answer (NVML: Unknown Error); restart the container if this is one"
-        case _:
-            return f"NVML: {err}; see what nvidia-smi says"
 
 
 def _all_devices(pynvml: Any) -> tuple[list[Device], list[str]]:
@@ -179,7 +159,7 @@ def _devices_of_gpu(pynvml: Any, index: int) -> Iterator[Device | str]:
         cut = mode == pynvml.NVML_DEVICE_MIG_ENABLE
         handles = list(_instances(pynvml, physical)) if cut else [physical]
     except pynvml.NVMLError as err:
-        yield _problem(pynvml, err)
+        yield in_one_line(pynvml, err)
         return
     if not handles:
         yield _NO_INSTANCE
@@ -187,7 +167,7 @@ def _devices_of_gpu(pynvml: Any, index: int) -> Iterator[Device | str]:
         try:
             device = _device(pynvml, handle, physical, index, uuid if cut else None)
         except pynvml.NVMLError as err:
-            yield _problem(pynvml, err)
+            yield in_one_line(pynvml, err)
         else:
             yield device or _NO_MEMORY
 

@@ -1,24 +1,29 @@
 """New prices from gpuhunt's public catalogs into the user's own table. Needs the extra ``prices``.
 
 Whole or not at all: an outage, a provider without offers, or far fewer offers than before is an error, and the table
-that was there stays. Offers of providers that gpuhunt does not publish are carried over with their own dates.
+that was there stays. Time and bytes are bounded, which gpuhunt's own loader leaves open. Offers of providers that it
+does not publish are carried over with their own dates.
 """
 
 from __future__ import annotations
 
 import contextlib
 import datetime
+import io
 import logging
+import os
 import re
-import socket
 from collections import Counter
 from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from vramcalc import prices, tables
 from vramcalc.errors import MissingExtra, PriceError, UnknownName
+from vramcalc.fetching import Deadline, rows_within, unpacked
 from vramcalc.files import write_whole
 from vramcalc.prices import Offer, Prices
 
@@ -27,7 +32,10 @@ _NAMES = {"lambdalabs": "lambda"}
 """Providers that the shipped table spells in another way."""
 _LEAST_SHARE = 0.5
 """Of a provider's offers before: with fewer of them the new catalog counts as half."""
-_TIMEOUT_S = 30.0
+_LIMIT_S = 120.0
+"""For all catalogs together."""
+_MOST_OF_A_VERSION, _MOST_PACKED, _MOST_UNPACKED = 1 << 10, 16 << 20, 64 << 20
+"""Bytes of a version, of a catalog as it is fetched, and of its rows; the largest have a tenth of that."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +55,16 @@ class Refreshed:
     left_out: Counter[str]
 
 
-def refresh(today: datetime.date, *, path: Path | None = None, without: Collection[str] = ()) -> Refreshed:
+def refresh(
+    today: datetime.date, *, path: Path | None = None, without: Collection[str] = (), limit_s: float = _LIMIT_S
+) -> Refreshed:
     """Fetch the catalogs and put them in the place of the user's table.
 
     Args:
         today: date the offers are checked on; their prices carry the date of their catalog.
         path: of the table, None for the one in the user's cache.
         without: providers to go ahead without; their offers are carried over.
+        limit_s: how long fetching may take, all catalogs together. [s]
 
     Raises:
         MissingExtra: gpuhunt is not installed.
@@ -63,7 +74,7 @@ def refresh(today: datetime.date, *, path: Path | None = None, without: Collecti
     """
     path = path or prices.refreshed_path()
     before = prices.read(path if path.exists() else prices.shipped_path())
-    catalogs = _fetch(without)
+    catalogs = _fetch(without, limit_s)
     left_out: Counter[str] = Counter()
     found = {name: tuple(_offers(name, *versioned, today, left_out)) for name, versioned in catalogs.items()}
     _compare(found, before)
@@ -74,32 +85,47 @@ def refresh(today: datetime.date, *, path: Path | None = None, without: Collecti
     return Refreshed(Prices(prices.read(path), path, refreshed=True), fetched, len(kept), left_out)
 
 
-def _fetch(without: Collection[str]) -> dict[str, tuple[str, list[Any]]]:
+def _fetch(without: Collection[str], limit_s: float) -> dict[str, tuple[str, list[Any]]]:
     """Version and items of every provider's catalog, by our name of the provider."""
     try:
-        import gpuhunt
-        from gpuhunt._internal.catalog import OFFLINE_PROVIDERS
+        import gpuhunt  # noqa: F401 - the library itself decides whether it is there
+        from gpuhunt._internal.catalog import CATALOG_URL, OFFLINE_PROVIDERS
     except ImportError as err:
         raise MissingExtra("prices", "refreshing prices reads gpuhunt's catalogs", ["gpuhunt"]) from err
     ours = {theirs: _NAMES.get(theirs, theirs) for theirs in OFFLINE_PROVIDERS}
     for name in without:
         if name not in ours.values():
             raise UnknownName("provider", name, ours.values(), f"gpuhunt publishes {', '.join(ours.values())}")
-    catalog = gpuhunt.Catalog(auto_reload=False)
-    with _logged("gpuhunt") as said, _timeout(_TIMEOUT_S):
-        try:
-            catalog.load()
-        except (gpuhunt.GPUHuntError, OSError) as err:
-            raise PriceError(f"no catalog can be fetched ({_why(said) or err}): {_KEPT}; try again later") from err
-    # query() of a catalog that was not loaded answers with an empty list: what was loaded is asked for itself.
-    wanted = [theirs for theirs, name in ours.items() if name not in without]
-    failed = [ours[theirs] for theirs in wanted if theirs not in catalog.catalog]
-    if failed:
-        raise PriceError(
-            f"no catalog of {', '.join(failed)} ({_why(said)}): {_KEPT}; try again later, or go ahead with "
-            f"{' '.join(f'--without {name}' for name in failed)}"
-        )
-    return {ours[t]: (catalog.catalog[t].version, catalog.catalog[t].items) for t in wanted}
+    wanted = {ours[t]: t for t in OFFLINE_PROVIDERS if ours[t] not in without}
+    base = os.getenv("GPUHUNT_CATALOG_URL", CATALOG_URL).rstrip("/")
+    failed: dict[str, str] = {}
+    found: dict[str, tuple[str, list[Any]]] = {}
+    with _quiet("gpuhunt"), Deadline(limit_s) as deadline, ThreadPoolExecutor(len(wanted) or 1) as pool:
+        asked = {name: pool.submit(_catalog, deadline, f"{base}/{theirs}", theirs) for name, theirs in wanted.items()}
+        for name, answer in asked.items():
+            try:
+                found[name] = answer.result()
+            except Exception as err:  # whatever a broken catalog makes of gpuhunt's reader
+                failed[name] = str(err) or type(err).__name__
+    if not failed:
+        return found
+    why = "; ".join(dict.fromkeys(failed.values()))[:300]
+    if not found:
+        raise PriceError(f"no catalog can be fetched ({why}): {_KEPT}; try again later")
+    raise PriceError(
+        f"no catalog of {', '.join(failed)} ({why}): {_KEPT}; try again later, or go ahead with "
+        f"{' '.join(f'--without {name}' for name in failed)}"
+    )
+
+
+def _catalog(deadline: Deadline, url: str, provider: str) -> tuple[str, list[Any]]:
+    """Version and items of one provider's catalog, as gpuhunt reads them."""
+    from gpuhunt._internal import storage
+
+    version = deadline.get(f"{url}/version", _MOST_OF_A_VERSION).decode("utf-8").strip()
+    packed = deadline.get(f"{url}/{quote(version)}/catalog.zip", _MOST_PACKED)
+    text = io.StringIO(unpacked(packed, f"{provider}.csv", _MOST_UNPACKED), newline="")
+    return version, rows_within(storage.load(text, provider=provider), deadline)
 
 
 def _offers(name: str, version: str, items: list[Any], today: datetime.date, left_out: Counter[str]) -> Iterator[Offer]:
@@ -175,44 +201,14 @@ def _compare(found: dict[str, tuple[Offer, ...]], before: tuple[Offer, ...]) -> 
             )
 
 
-# -- what gpuhunt leaves to its caller ---------------------------------------------------------------------------------
-
-
-class _Said(logging.Handler):
-    """What a library logs, kept instead of shown."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.errors: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Keep what was raised."""
-        raised = record.exc_info[1] if record.exc_info else None
-        self.errors.append(str(raised or record.getMessage()))
-
-
 @contextlib.contextmanager
-def _logged(name: str) -> Iterator[list[str]]:
-    logger, said = logging.getLogger(name), _Said()
+def _quiet(name: str) -> Iterator[None]:
+    """What a library logs is not shown: its rows are counted, and what fails is an error here."""
+    logger, silent = logging.getLogger(name), logging.NullHandler()
     propagates, logger.propagate = logger.propagate, False
-    logger.addHandler(said)
-    try:
-        yield said.errors
-    finally:
-        logger.removeHandler(said)
-        logger.propagate = propagates
-
-
-def _why(said: list[str]) -> str:
-    return "; ".join(dict.fromkeys(said))
-
-
-@contextlib.contextmanager
-def _timeout(seconds: float) -> Iterator[None]:
-    """A time limit for sockets: gpuhunt opens addresses without one, and would wait for a silent server for ever."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
+    logger.addHandler(silent)
     try:
         yield
     finally:
-        socket.setdefaulttimeout(before)
+        logger.removeHandler(silent)
+        logger.propagate = propagates
