@@ -50,7 +50,7 @@ class Estimate:
         gpu: the device, None when none was named.
         warnings: what a reader should know before trusting the numbers.
         allocated_bytes: highest sum of live tensors, each rounded up to 512 bytes. [B]
-        instants: moments of the step in time order, each with its highest total.
+        instants: moments of the step in time order, each with its highest total; of any step where several are listed.
         peak: the highest of them.
         runner_up: the second highest.
     """
@@ -80,7 +80,7 @@ class Estimate:
 
     @property
     def timeline(self) -> Timeline:
-        """Live bytes through the step by group, at every allocation and every free."""
+        """Live bytes through the step by group, at every allocation and every free; of several, that with the peak."""
         return self.walks.timeline
 
     @property
@@ -292,8 +292,9 @@ def estimate(
         training: batch, length, optimizer and so on; defaults are the recipe's.
         stack: a recipe by name, or a spec.
         gpu: an id such as ``rtx-4090``, or a spec; it decides kernels, workspaces and the context.
-        **settings: any field of the method, of ``TrainingSpec`` or of ``Stack``, by name; ``seq_lens=[...]`` replays
-            optimizer steps of these lengths instead of two of ``seq_len``.
+        **settings: any field of the method, of ``TrainingSpec`` or of ``Stack``, by name; ``seq_lens=[...]`` is a
+            run of exactly these optimizer steps, the first of which finds no optimizer states, where ``seq_len`` is one
+            that goes on.
 
     Returns:
         The estimate; reserved memory and the ledger are worked out when first asked for.

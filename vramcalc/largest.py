@@ -8,7 +8,7 @@ from typing import Any
 
 from vramcalc import catalog
 from vramcalc.errors import DoesNotFit, InvalidValue
-from vramcalc.estimation import estimate_job, make_job
+from vramcalc.estimation import Estimate, estimate_job, make_job
 from vramcalc.job import Job
 from vramcalc.specs import Gpu, Method, ModelSpec
 from vramcalc.units import gib
@@ -118,7 +118,7 @@ def _search(
 def largest_value(job: Job, gpu: Gpu, setting: str, ceiling: int, *, accept: Sequence[Status] = EITHER) -> int:
     """The largest value up to ``ceiling`` with a verdict among ``accept``.
 
-    Live tensors alone bound the value from above, by one symbolic grid; the allocator is asked below that bound.
+    Live tensors alone bound the value from above; the allocator is asked below that bound.
 
     Raises:
         DoesNotFit: not even 1.
@@ -140,24 +140,29 @@ def largest_value(job: Job, gpu: Gpu, setting: str, ceiling: int, *, accept: Seq
 
 
 def _at(job: Job, gpu: Gpu, setting: str, value: int) -> Verdict:
-    changed = replace(job, training=job.training.replace(**{setting: value}))
-    return verdict(estimate_job(changed, gpu))
+    return verdict(_at_estimate(job, gpu, setting, value))
+
+
+def _at_estimate(job: Job, gpu: Gpu, setting: str, value: int) -> Estimate:
+    return estimate_job(replace(job, training=job.training.replace(**{setting: value})), gpu)
 
 
 def _bound(job: Job, gpu: Gpu, setting: str, ceiling: int) -> int:
-    """A value that no fitting one exceeds."""
+    """A value that no fitting one exceeds: by one symbolic grid; by doubling where steps are listed."""
+    room = gpu.usable_bytes - estimate_job(job, gpu).context.n_bytes
+    if job.training.seq_lens is not None and setting != "seq_len":
+        value = 1
+        while value < ceiling and _at_estimate(job, gpu, setting, value).allocated_bytes <= room:
+            value = min(2 * value, ceiling)
+        return value
     import numpy as np
 
     from vramcalc.grid import estimate_grid
 
-    room = gpu.usable_bytes - estimate_job(job, gpu).context.n_bytes
     values = np.unique(np.concatenate([np.arange(1, min(ceiling, 64) + 1), np.geomspace(1, ceiling, 4096).astype(int)]))
-    training, stack = job.training, job.stack
-    if training.seq_lens is not None:
-        # What is kept of a step before may be shorter than the longest one; without it the bound holds for any order.
-        training, stack = training.replace(seq_lens=None), stack.replace(keeps_outputs="no")
+    training = job.training.replace(seq_lens=None)
     peaks = estimate_grid(
-        job.model, job.method, training=training, stack=stack, gpu=gpu, **{setting: values}
+        job.model, job.method, training=training, stack=job.stack, gpu=gpu, **{setting: values}
     ).allocated_bytes
     above = values[peaks > room]
     return int(above[0]) - 1 if len(above) else ceiling

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from vramcalc.shadow.dims import product
@@ -169,8 +169,15 @@ def by_group(rows: Iterable[Row]) -> dict[str, int]:
     return {group: n for group, n in totals.items() if n}
 
 
-def instants(program: Program, totals: list[tuple[int, int]]) -> list[tuple[Instant, int]]:
+def instants(
+    program: Program, totals: list[tuple[int, int]], steps: Collection[str] | None = None
+) -> list[tuple[Instant, int]]:
     """Named moments in time order, each at its highest instance.
+
+    Args:
+        program: of a walk with plain sizes.
+        totals: of every instance, as the program finds them.
+        steps: names of the steps that count, beside what comes before training; None for all.
 
     Returns:
         The instant, and the number of the instance it is reached in.
@@ -178,6 +185,8 @@ def instants(program: Program, totals: list[tuple[int, int]]) -> list[tuple[Inst
     best: dict[str, tuple[int, int, str]] = {}
     for number, ((stage, name), (highest, after)) in enumerate(zip(stages(program), totals, strict=True)):
         setup = stage in ("loaded", "states")
+        if not setup and steps is not None and step_of(program, number) not in steps:
+            continue
         n = after if setup else highest
         if setup or stage not in best or n > best[stage][0]:
             best[stage] = (n, number, name)
@@ -196,6 +205,11 @@ def stages(program: Program) -> list[tuple[str, str]]:
     return found
 
 
+def step_of(program: Program, number: int) -> str:
+    """Name of the step an instance belongs to; ``load`` and ``states`` before training."""
+    return program.segments[program.instances[number].segment].phase.split(".")[0]
+
+
 def _name(phase: str, layer: int | None, after_layers: bool) -> tuple[str, str]:
     """Stage and name of a segment."""
     if phase == "load":
@@ -204,7 +218,7 @@ def _name(phase: str, layer: int | None, after_layers: bool) -> tuple[str, str]:
         return "states", SCENE[1]
     last = phase.rsplit(".", 1)[-1]
     again = ", next step" if phase.startswith("next.") else ""
-    if phase.split(".")[1:2] == ["1"]:
+    if phase.split(".")[1:2] in (["1"], ["2"]):
         again = ", later micro-step"
     match last:
         case "forward" if layer is not None:

@@ -36,7 +36,7 @@ _HELP = {
     "optim": "Optimizer, as transformers names it.",
     "max_grad_norm": "Gradient clipping, 0 for none.",
     "padded": "The batch holds padding.",
-    "seq_lens": "Tokens of each optimizer step in turn, with commas.",
+    "seq_lens": "Tokens of each optimizer step of a run that begins, with commas; of exactly those.",
     "torch": f"Version modelled: {checked_torch()}.",
     "cuda": "CUDA of torch's wheel, such as 12.6: it decides whether cuDNN attends on Hopper and Blackwell.",
     "transformers": "Version modelled.",

@@ -193,8 +193,10 @@ class TrainingSpec(Spec):
     padded: bool = False
     """The batch holds padding, so attention needs a mask."""
     seq_lens: Annotated[tuple[SeqLen, ...], BeforeValidator(_lengths)] | None = None
-    """Length of each optimizer step from the first on, in order, where they differ; ``seq_len`` is then the longest.
-    Giving ``seq_len`` to :meth:`replace` takes the list away."""
+    """A run of exactly these optimizer steps, each of its length, from the first on, which finds no optimizer states:
+    every number is of them alone, where ``seq_len`` asks for a run that goes on. A longest step that comes first, or a
+    single one, therefore needs less than ``seq_len`` of that length. ``seq_len`` is then the longest; giving it to
+    :meth:`replace` takes the list away."""
 
     @model_validator(mode="wrap")
     @classmethod

@@ -21,21 +21,22 @@ from vramcalc.specs import OWN_LOSSES, FullFineTuning, LoRA, Stack
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a walk takes instead of the job's own numbers; symbols make it serve a grid.
-
-    ``before`` is the length of the step before the walked one, where it is another.
-    """
+    """What a walk takes instead of the job's own numbers; symbols make it serve a grid."""
 
     batch: Size
     seq: Size
     rank: Size
-    before: Size | None = None
 
     @classmethod
     def of(cls, job: Job) -> Sizes:
         """The job's own."""
         rank = job.method.rank if isinstance(job.method, LoRA) else 1
         return cls(job.training.micro_batch_size, job.training.seq_len, rank)
+
+
+def step_name(number: int) -> str:
+    """Name of a step of a run, the first being number 0: its phases are called ``<name>.<phase>``."""
+    return f"step{number}"
 
 
 @dataclass
@@ -108,7 +109,7 @@ class Loop:
     def steps(self, lengths: Iterable[Size]) -> None:
         """Optimizer steps from the first on, each of its own length."""
         for seq in lengths:
-            tag = f"step{self._steps}"
+            tag = step_name(self._steps)
             if self.job.stack.zero_grad == "start":
                 self._zero_grad(tag)
             # One more than differ: the third finds the heap as a pass that adds to gradients has left it.
@@ -130,10 +131,9 @@ class Loop:
         # The highest forward pass is one that finds the outputs of the pass before: those of another step if a step
         # has one pass only.
         finds = self.job.stack.keeps_outputs == "next_forward" and self._accumulated == 1
-        before = self.sizes.before if finds and self.sizes.before is not None else seq
         # Those that differ: the first, and one that adds to its gradients.
         for micro in range(min(self._accumulated, 2)):
-            self._micro_step(f"step.{micro}", before)
+            self._micro_step(f"step.{micro}", seq)
         if finds:
             self._zero_grad("step.0")
             self._micro_step("next.0", seq)

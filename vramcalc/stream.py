@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
-from vramcalc.ledger import requested
+from vramcalc.ledger import requested, step_of
 from vramcalc.releases import ROTARY_PRODUCT_UNTIL, minor_release
 from vramcalc.shadow.program import Expansion, Program
 from vramcalc.shadow.replay import Step
 from vramcalc.specs import Stack
-from vramcalc.step import MAIN_WORKSPACE
+from vramcalc.step import MAIN_WORKSPACE, step_name
 
 _PROJECTIONS = frozenset({"mm", "matmul_4bit", "matmul_lora"})
 
@@ -81,6 +81,20 @@ def plan(lengths: Sequence[int], *, carries: bool) -> tuple[list[int], list[int]
     return walked, order
 
 
+def carries_over(program: Program) -> bool:
+    """Whether a step after the second ends what the one before it made: it must then find it by its name."""
+    step = [step_of(program, number) for number in range(len(program.instances))]
+    made: dict[int, str] = {}
+    for instance, name in zip(program.instances, step, strict=True):
+        s = program.segments[instance.segment]
+        for event in program.events[s.start : s.stop]:
+            if event >= 0:
+                made[event] = name
+            elif made[~event] != name and made[~event].startswith("step"):
+                return True
+    return False
+
+
 def stream_of(written: WrittenOut, stack: Stack, empty_before: frozenset[int]) -> Stream:
     """What a walk at full depth asks for.
 
@@ -127,9 +141,9 @@ def with_workspace_at_product(events: list[int], op: Callable[[int], str], stack
 def _starts(program: Program, starts: list[int], n_steps: int) -> list[int]:
     """Index of the first event of each step."""
     found: dict[str, int] = {}
-    for start, instance in zip(starts, program.instances, strict=True):
-        found.setdefault(program.segments[instance.segment].phase.split(".")[0], start)
-    return [found[f"step{n}"] for n in range(n_steps)]
+    for number, start in enumerate(starts):
+        found.setdefault(step_of(program, number), start)
+    return [found[step_name(n)] for n in range(n_steps)]
 
 
 def _steps(events: list[int], starts: list[int]) -> list[Step]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 
-from vramcalc.ledger import GROUPS, SCENE, group_of, phases_of, size_of, stages
+from vramcalc.ledger import GROUPS, SCENE, group_of, phases_of, size_of, stages, step_of
 from vramcalc.shadow.program import Program
 
 
@@ -33,8 +33,9 @@ class Part:
 class Timeline:
     """Live tensors through a steady step, from the moment all optimizer states are there.
 
-    A step of several micro-steps shows the first and one that adds to its gradients; a loop that keeps its outputs for
-    the next forward pass shows that pass too.
+    Where the lengths of steps are listed it is the one with the peak, with the states it finds. A step of several
+    micro-steps shows the first and one that adds to its gradients; a loop that keeps its outputs for the next forward
+    pass shows that pass too.
 
     Attributes:
         groups: by group the bytes before the first event and after each; tensors rounded up to 512. [B]
@@ -55,17 +56,25 @@ class Timeline:
         return max(range(len(self.totals)), key=self.totals.__getitem__)
 
 
-def timeline_of(program: Program) -> Timeline:
-    """The step of a walk with plain sizes, at full depth."""
+def timeline_of(program: Program, step: str | None = None) -> Timeline:
+    """Training in a walk with plain sizes, at full depth.
+
+    Args:
+        program: the walk.
+        step: name of the one step to show, None for all there are.
+    """
     expansion = program.expand()
     named = stages(program)
-    first = next(n for n, (_, name) in enumerate(named) if name not in SCENE)
+    shown = [
+        n for n, (_, name) in enumerate(named) if name not in SCENE and (step is None or step_of(program, n) == step)
+    ]
+    first, last = shown[0], shown[-1]
     phases = phases_of(program)
     walked = [(group_of(b, phase), size_of(b)) for b, phase in zip(program.births, phases, strict=True)]
     before = dict.fromkeys(GROUPS, 0)
     changes: dict[str, list[int]] = {group: [] for group in GROUPS}
-    begin = expansion.starts[first]
-    for number, event in enumerate(expansion.events):
+    begin, end = expansion.starts[first], [*expansion.starts, len(expansion.events)][last + 1]
+    for number, event in enumerate(expansion.events[:end]):
         group, n_bytes = walked[expansion.births[event if event >= 0 else ~event]]
         change = n_bytes if event >= 0 else -n_bytes
         if number < begin:
@@ -74,15 +83,15 @@ def timeline_of(program: Program) -> Timeline:
             for other, found in changes.items():
                 found.append(change if other == group else 0)
     groups = {g: tuple(accumulate(changes[g], initial=before[g])) for g in GROUPS}
-    return Timeline({g: values for g, values in groups.items() if any(values)}, _parts(program, first))
+    return Timeline({g: values for g, values in groups.items() if any(values)}, _parts(program, first, last))
 
 
-def _parts(program: Program, first: int) -> tuple[Part, ...]:
+def _parts(program: Program, first: int, last: int) -> tuple[Part, ...]:
     """Instances that follow each other in one pass, as one part."""
     found: list[tuple[tuple[str, str], list[int], list[int]]] = []
     at = 0
     inside = ""
-    for instance in program.instances[first:]:
+    for instance in program.instances[first : last + 1]:
         segment = program.segments[instance.segment]
         if instance.layer is not None:
             inside = segment.phase

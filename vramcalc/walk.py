@@ -1,24 +1,27 @@
-"""The walks of a job: one steady step for its tensors, the first or the given steps for the allocator."""
+"""The walks of a job: a steady step for its tensors and the first ones for the allocator, or the listed ones for both.
+
+Steps whose lengths are listed (``seq_lens``) are a run: exactly those, the first of which finds no optimizer states.
+Every number of such a job is of the listed steps.
+"""
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property, lru_cache
-from itertools import pairwise
 
 from vramcalc.alloc_conf import AllocatorSettings
 from vramcalc.job import Job
-from vramcalc.ledger import SCENE, Instant, Row, instants, rows_at, size_of
+from vramcalc.ledger import SCENE, Instant, Row, instants, rows_at, size_of, step_of
 from vramcalc.loading import read_quantised
 from vramcalc.methods.lora import layers_alike
 from vramcalc.shadow.program import WALKED_LAYERS, NotRepeatable, Program
 from vramcalc.shadow.replay import Replay, replay_steps
 from vramcalc.specs import LoRA, QLoRA
-from vramcalc.step import Loop, Sizes
-from vramcalc.stream import Stream, WrittenOut, plan, stream_of
+from vramcalc.step import Loop, Sizes, step_name
+from vramcalc.stream import Stream, WrittenOut, carries_over, plan, stream_of
 from vramcalc.timeline import Timeline, timeline_of
 from vramcalc.unexplained import unexplained_bytes
 
@@ -66,22 +69,13 @@ def walk(job: Job, sizes: Sizes, lengths: Sequence[int] | None = None) -> tuple[
     raise AssertionError("all layers can always be walked")
 
 
-def highest_pairs(lengths: Sequence[int]) -> list[tuple[int, int]]:
-    """Lengths of neighbouring steps, without pairs that another one exceeds in both."""
-    pairs = set(pairwise(lengths)) or {(lengths[0], lengths[0])}
-    kept: list[tuple[int, int]] = []
-    for before, length in sorted(pairs, reverse=True):
-        if not kept or length > kept[-1][1]:
-            kept.append((before, length))
-    return kept
-
-
 class Walks:
     """Walks of one job, each made when first asked for.
 
     Attributes:
         job: what is trained.
-        instants: moments of a steady step in time order, each with its highest total.
+        instants: moments of a steady step in time order, each with its highest total; of listed steps, the highest of
+            any of them.
         ranked: those of training itself, the highest first.
         trainable_params: elements that train.
         paged_bytes: optimizer state in managed memory. [B]
@@ -89,16 +83,20 @@ class Walks:
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        steps = [self._steady(sizes) for sizes in _steady_sizes(job)]
-        self._program, loop, self._found = max(steps, key=lambda step: _ranked(step[2])[0].n_bytes)
+        self._program, loop, made = self._highest()
+        totals = self._program.totals([size_of(b) for b in self._program.births])
+        self._found = list(instants(self._program, totals, made))
         self.instants = tuple(i for i, _ in self._found)
         self.ranked = _ranked(self._found)
         self.trainable_params, self.paged_bytes = loop.trainable_params, loop.paged_bytes
         self._replays: dict[tuple[AllocatorSettings, bool], Replay] = {}
 
-    def _steady(self, sizes: Sizes) -> tuple[Program, Loop, list[tuple[Instant, int]]]:
-        program, loop = walk(self.job, sizes)
-        return program, loop, list(instants(program, program.totals([size_of(b) for b in program.births])))
+    def _highest(self) -> tuple[Program, Loop, Collection[str] | None]:
+        """The walk in which the peak is sought, and which of its steps the run makes: None for all."""
+        if self.job.training.seq_lens is None:
+            return *walk(self.job, Sizes.of(self.job)), None
+        program, loop, _, order = self._steps
+        return program, loop, {step_name(n) for n in order}
 
     @cached_property
     def rows(self) -> tuple[Row, ...]:
@@ -110,8 +108,10 @@ class Walks:
 
     @cached_property
     def timeline(self) -> Timeline:
-        """Live bytes through the step, event by event."""
-        return timeline_of(self._program)
+        """Live bytes through the step, event by event; of listed steps, through the one with the peak."""
+        number = next(n for instant, n in self._found if instant == self.ranked[0])
+        listed = self.job.training.seq_lens is not None
+        return timeline_of(self._program, step_of(self._program, number) if listed else None)
 
     @cached_property
     def _lengths(self) -> tuple[tuple[int, ...], frozenset[int]]:
@@ -124,14 +124,22 @@ class Walks:
         return lengths, frozenset({len(lengths) - 1}) if period else frozenset()
 
     @cached_property
+    def _steps(self) -> tuple[Program, Loop, int, list[int]]:
+        """A walk of the steps from the first on that differ, their number, and which of them each step is like."""
+        lengths, stack = self._lengths[0], self.job.stack
+        carries = stack.keeps_outputs == "next_forward" or stack.zero_grad == "start"
+        while True:
+            walked, order = plan(lengths, carries=carries)
+            program, loop = walk(self.job, Sizes.of(self.job), walked)
+            if carries or order == list(range(len(walked))) or not carries_over(program):
+                return program, loop, len(walked), order
+            carries = True
+
+    @cached_property
     def written_out(self) -> WrittenOut:
         """Loading and the steps from the first on, at full depth."""
-        stack = self.job.stack
-        walked, order = plan(
-            self._lengths[0], carries=stack.keeps_outputs == "next_forward" or stack.zero_grad == "start"
-        )
-        program, _ = walk(self.job, Sizes.of(self.job), walked)
-        return WrittenOut(program, program.expand(), len(walked), order)
+        program, _, n_walked, order = self._steps
+        return WrittenOut(program, program.expand(), n_walked, order)
 
     @cached_property
     def stream(self) -> Stream:
@@ -176,14 +184,6 @@ class Walks:
             DoesNotFit: the limit is not enough.
         """
         return self.replay(replace(self.job.stack.allocator, limit_bytes=limit_bytes))
-
-
-def _steady_sizes(job: Job) -> list[Sizes]:
-    """Sizes of the steps among which the highest is: the longest, and pairs where outputs outlive their step."""
-    sizes, lengths = Sizes.of(job), job.training.seq_lens
-    if lengths is None or job.stack.keeps_outputs != "next_forward":
-        return [sizes]
-    return [replace(sizes, before=before, seq=length) for before, length in highest_pairs(lengths)]
 
 
 def _ranked(found: list[tuple[Instant, int]]) -> list[Instant]:

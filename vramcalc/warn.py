@@ -17,6 +17,7 @@ def warnings_for(job: Job, gpu: Gpu | None) -> Iterator[str]:
     """Warnings on a job, and on the GPU it is to run on."""
     yield from _on_sizes(job)
     yield from _on_config(job)
+    yield from _on_lengths(job)
     yield from _on_experts(job)
     yield from _on_dtypes(job, gpu)
     yield from _on_alloc_conf(job)
@@ -48,6 +49,15 @@ def _on_config(job: Job) -> Iterator[str]:
         yield f"attention is {asked}, as the model's config.json asks for; attn_implementation overrides it"
     else:
         yield f"attention is {used} as set, not the {asked} of the model's config.json"
+
+
+def _on_lengths(job: Job) -> Iterator[str]:
+    first, *later = job.training.seq_lens or (0,)
+    if first > max(later, default=0):
+        yield (
+            f"seq_lens: the longest step ({first:,} tokens) is the first, which finds no optimizer states yet; a run "
+            "that meets that length again needs more: list it again, or give seq_len"
+        )
 
 
 def _on_experts(job: Job) -> Iterator[str]:
