@@ -3,7 +3,7 @@
 A tape is cut into segments at its marks. Where a pass goes over the decoder layers one after the other, the segments
 of the inner layers are alike, so three walked layers stand for any depth: the first, the last, and one that repeats.
 Every total is then linear in the repeats, and a full sequence of events can still be written out for the allocator.
-Layers that are not alike raise :class:`NotRepeatable`; the caller walks them all.
+Layers that are not alike raise :class:`NotRepeatable` when the program is made; the caller walks them all.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from typing import NamedTuple
 
 from vramcalc.shadow.tape import Birth, Tape
 
@@ -50,6 +51,22 @@ class Instance:
     """The pass over the layers it belongs to; segments outside layers are groups of their own."""
 
 
+References = list[tuple[int, int]]
+"""Events as places in the births of segments: which segment, and the place there, inverted for a death."""
+
+
+class Link(NamedTuple):
+    """What the events of an instance mean at full depth.
+
+    Attributes:
+        targets: numbers of the instances that own what its events are about, itself first.
+        references: for every event which of ``targets``, and the place among its births, inverted for a death.
+    """
+
+    targets: list[int]
+    references: References
+
+
 class Program:
     """Segments of a tape, and how they repeat at full depth.
 
@@ -58,6 +75,9 @@ class Program:
         events: of the tape, up to its end mark.
         segments: in order.
         instances: occurrences of segments at full depth, in order.
+
+    Raises:
+        NotRepeatable: the walked layers do not stand for all of them.
     """
 
     def __init__(self, tape: Tape, walked: int, n_layers: int) -> None:
@@ -68,7 +88,8 @@ class Program:
         self.segments = _cut(tape)
         self.instances = [i for i in self._instances() if not self.segments[i.segment].empty]
         self._own, self._home, self._position = self._births_by_segment()
-        self._check_repeats()
+        # A walk of every layer stands for itself; whether a shorter one does is settled here, for good.
+        self._links = self._resolved() if walked < n_layers else []
 
     # -- structure ---------------------------------------------------------------------------------------------------
 
@@ -95,15 +116,6 @@ class Program:
         if layer >= last and ascending and {last - 1, last} <= set(present):
             return last
         return last - 1
-
-    def _check_repeats(self) -> None:
-        """A segment that stands for several layers must not free what is made once."""
-        times = Counter(i.segment for i in self.instances)
-        for index, n in times.items():
-            s = self.segments[index]
-            for event in self.events[s.start : s.stop] if n > 1 else ():
-                if event < 0 and self.segments[self._home[~event]].layer is None:
-                    raise NotRepeatable(f"layer {s.layer} of {s.phase} frees what exists once")
 
     # -- totals ------------------------------------------------------------------------------------------------------
 
@@ -140,34 +152,60 @@ class Program:
     # -- full depth --------------------------------------------------------------------------------------------------
 
     def expand(self) -> Expansion:
-        """The sequence of events at full depth.
+        """The sequence of events at full depth."""
+        expansion = Expansion([], [], [], [])
+        first: list[int] = []
+        for instance, link in zip(self.instances, self._links or self._resolved(), strict=True):
+            own = self._own[instance.segment]
+            expansion.starts.append(len(expansion.events))
+            first.append(len(expansion.births))
+            expansion.births.extend(own)
+            expansion.layers.extend([instance.layer] * len(own))
+            bases = [first[number] for number in link.targets]
+            expansion.events.extend(
+                [bases[b] + place if place >= 0 else place - bases[b] for b, place in link.references]
+            )
+        return expansion
+
+    def _resolved(self) -> list[Link]:
+        """For every instance what its events mean at full depth.
 
         Raises:
             NotRepeatable: a free that no repeated layer can be given.
         """
-        expansion = Expansion([], [], [], [])
-        made: dict[tuple[int, int | None], tuple[int, int]] = {}
+        links: list[Link] = []
+        made: dict[tuple[int, int | None], int] = {}
         group_of = {i.segment: i.group for i in self.instances}
-        steps = {index: self._relative(index) for index in group_of}
-        for instance in self.instances:
+        repeats = Counter(i.segment for i in self.instances)
+        relative = {index: self._relative(index) for index in group_of}
+        known: dict[tuple[int, ...], References] = {}
+        for number, instance in enumerate(self.instances):
             index = instance.segment
-            own, (births, references) = self._own[index], steps[index]
-            expansion.starts.append(len(expansion.events))
-            bases = [len(expansion.births)]
-            made[instance.group, instance.layer] = bases[0], index
-            places: dict[int, list[int]] = {}
-            for which, born in enumerate(births, start=1):
+            births, references = relative[index]
+            made[instance.group, instance.layer] = number
+            targets = [number]
+            for born in births:
+                if self.segments[born].layer is None and repeats[index] > 1:
+                    raise NotRepeatable(f"layer {instance.layer} frees what exists once")
                 layer = self._born_in(self.segments[index], self.segments[born], instance.layer)
-                base, template = made[group_of[born], layer]
-                if template != born and not self._alike(self._own[template], self._own[born]):
-                    places[which] = self._counterparts(self._own[born], self._own[template])
-                bases.append(base)
-            expansion.births.extend(own)
-            expansion.layers.extend([instance.layer] * len(own))
-            if places:
-                references = [self._moved(which, place, places) for which, place in references]
-            expansion.events.extend([bases[b] + place if place >= 0 else place - bases[b] for b, place in references])
-        return expansion
+                target = made.get((group_of[born], layer))
+                if target is None:
+                    raise NotRepeatable(f"layer {instance.layer} frees what layer {layer} does not make before it")
+                targets.append(target)
+            templates = tuple(self.instances[target].segment for target in targets)
+            if templates not in known:
+                known[templates] = self._translated(references, births, templates[1:])
+            links.append(Link(targets, known[templates]))
+        return links
+
+    def _translated(self, references: References, births: list[int], templates: Sequence[int]) -> References:
+        """References to places in segments, as places in the segments that stand where those were."""
+        places = {
+            which: self._counterparts(self._own[born], self._own[template])
+            for which, (born, template) in enumerate(zip(births, templates, strict=True), start=1)
+            if template != born and not self._alike(self._own[template], self._own[born])
+        }
+        return [self._moved(which, place, places) for which, place in references] if places else references
 
     def _moved(self, which: int, place: int, places: dict[int, list[int]]) -> tuple[int, int]:
         """A reference into a segment that another one, not quite like it, stands for."""
@@ -194,7 +232,7 @@ class Program:
             seen[key] += 1
         return keys
 
-    def _relative(self, index: int) -> tuple[list[int], list[tuple[int, int]]]:
+    def _relative(self, index: int) -> tuple[list[int], References]:
         """Events of a segment as places in the births of segments.
 
         Returns:
