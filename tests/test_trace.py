@@ -19,6 +19,8 @@ from vramcalc.stream import with_workspace_at_product
 
 pytestmark = pytest.mark.trace
 
+_EAGER_CACHE = {"attn_implementation": "eager", "use_cache": True, "micro_batch_size": 2, "seq_len": 70}
+
 CASES: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("granite", "full", {"seq_len": 100, "micro_batch_size": 2}),
     ("granite", "lora", {"seq_len": 80, "autocast": "bfloat16", "gradient_checkpointing": "reentrant"}),
@@ -36,6 +38,11 @@ CASES: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("qwen2", "full", {"seq_len": 70, "dtype": "float32", "autocast": "float16"}),
     ("qwen2", "lora", {"seq_len": 70, "sdpa_kernel": "math", "keeps_outputs": "next_forward", "use_cache": True}),
     ("qwen2", "qlora", {"seq_len": 70, "prepare_model_for_kbit_training": False, "optim": "adamw_bnb_8bit"}),
+    # As many key heads as heads, fewer, and one: which products copy what the cache has laid out.
+    ("mistral", "qlora", {**_EAGER_CACHE, "keeps_outputs": "next_forward"}),
+    ("mistral", "full", {**_EAGER_CACHE, "attn_implementation": "sdpa", "sdpa_kernel": "math"}),
+    ("qwen2", "lora", _EAGER_CACHE),
+    ("qwen3", "full", _EAGER_CACHE),
     ("mixtral", "full", {"seq_len": 60, "micro_batch_size": 3, "gradient_checkpointing": "non_reentrant"}),
     ("mixtral", "lora", {"seq_len": 101, "target_modules": {"q_proj", "o_proj"}, "autocast": "bfloat16"}),
     (

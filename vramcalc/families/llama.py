@@ -72,6 +72,7 @@ class Attention(Module):
         e, spec, stack = self.engine, self.spec, self.context.stack
         capability, masked = self.context.compute_capability, shared.mask is not None
         contiguous = stack.release.contiguous and stack.attn_implementation == "sdpa"
+        cached = shared.cache is not None and shared.cache.copies
         if stack.release.projects_first:
             q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
             q, k = self.query(q), self.key(k)
@@ -83,7 +84,7 @@ class Attention(Module):
         )
         by_head = (
             kernel in ("eager", "math")
-            or (shared.cache is not None and shared.cache.copies)
+            or cached
             or repeats
             or contiguous
             or (kernel == "flash" and spec.head_dim % 8 > 0)
@@ -110,7 +111,7 @@ class Attention(Module):
             v = self.lower(v)
         given = (self.lower(q), self.lower(k), self.lower(v)) if lowered and not in_place else (q, k, v)
         out, weights = attention.attend(
-            e, kernel, *given, shared.mask, capability, repeats=repeats, contiguous=contiguous
+            e, kernel, *given, shared.mask, capability, repeats=repeats, contiguous=contiguous, cached=cached
         )
         del given
         out = ops.merge_heads(e, out)

@@ -68,6 +68,7 @@ def attend(
     *,
     repeats: bool,
     contiguous: bool = False,
+    cached: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Transformers' attention interface: the result, and the weights where eager code returns them.
 
@@ -81,12 +82,13 @@ def attend(
         compute_capability: of the GPU.
         repeats: key and value heads are copied first.
         contiguous: whatever does not lie head by head yet is copied.
+        cached: keys and values are what a cache copied, head by head.
 
     References:
         transformers integrations/sdpa_attention.py.
     """
     if kernel == "eager":
-        return eager(e, q, k, v, mask)
+        return eager(e, q, k, v, mask, head_major_kv=cached)
     heads = int(q.shape[1])
     if repeats:
         k, v = repeat_kv(e, k, heads), repeat_kv(e, v, heads)
@@ -99,7 +101,7 @@ def attend(
             # The kernel's result lies in memory as the queries do.
             return ops.clone(e, y) if contiguous else y, None
         case "math":
-            y = _without_autocast(e, *_cast(e, q, k, v), mask, head_major_kv=repeats)
+            y = _without_autocast(e, *_cast(e, q, k, v), mask, head_major_kv=repeats or cached)
             return ops.clone(e, y), None
         case _:
             return efficient(e, *_cast(e, q, k, v), mask, kernel, compute_capability), None
@@ -120,23 +122,28 @@ def _without_autocast(
         return math(e, q, k, v, mask, head_major_kv=head_major_kv)
 
 
-def eager(e: Engine, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+def eager(
+    e: Engine, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, head_major_kv: bool
+) -> tuple[Tensor, Tensor]:
     """``eager_attention_forward``: the full matrix of scores, its softmax in float32, and a copy back.
+
+    ``head_major_kv`` is as in :func:`math`.
 
     Returns:
         The result and the attention weights, which the caller holds on to.
     """
     batch, heads, seq, width = q.shape
-    repeated = k.shape[1] not in (1, heads)
+    # A single head that is expanded has no place of its own for each copy, wherever it lies.
+    one_block = head_major_kv if k.shape[1] == heads else k.shape[1] != 1
     if k.shape[1] != heads:
         k, v = repeat_kv(e, k, int(heads)), repeat_kv(e, v, int(heads))
     many = batch > 1
-    attn_weights = _bmm(e, q, k, (batch, heads, seq, seq), copy_a=many, copy_b=many and not repeated)
+    attn_weights = _bmm(e, q, k, (batch, heads, seq, seq), copy_a=many, copy_b=many and not one_block)
     attn_weights = ops.mul_scalar(e, attn_weights)
     if mask is not None:
         attn_weights = ops.add_constant(e, attn_weights, "add mask", mask.dtype)
     attn_weights = ops.to(e, _softmax(e, attn_weights), q.dtype)
-    y = _bmm(e, attn_weights, v, (batch, heads, seq, width), copy_b=many and not repeated, copy_grad=many)
+    y = _bmm(e, attn_weights, v, (batch, heads, seq, width), copy_b=many and not one_block, copy_grad=many)
     return ops.clone(e, y), attn_weights
 
 
