@@ -12,6 +12,7 @@ from command import run
 
 from vramcalc.accuracy import Accuracy, accuracy
 from vramcalc.errors import DataError
+from vramcalc.measured_jobs import settings_of
 from vramcalc.measurements import COLUMNS, predict, read_measurements
 
 PATH = Path(__file__).resolve().parent.parent / "tables" / "measurements.csv"
@@ -88,6 +89,10 @@ def test_a_group_is_the_mean_of_its_rows(found: Accuracy) -> None:
         ({"quant": "gptq4"}, "quantisation gptq4"),
         ({"n_gpus": "2"}, "several GPUs"),
         ({"transformers_version": "4.39.3"}, "transformers 4.39"),
+        ({"peft_version": "0.11.1"}, "peft 0.11"),
+        ({"method": "qlora", "bnb_version": "0.41.3.post2"}, "bitsandbytes 0.41"),
+        ({"gpu": "h800-80"}, "GPU h800-80"),
+        ({"gpu": "mi300x"}, "GPU mi300x"),
         ({"attention": "flash3"}, "attention flash3"),
         ({"stack": "peft-loop", "model": "Qwen/Qwen2.5-0.5B"}, "benchmark of unknown lengths"),
         ({"kernels": "megablocks"}, "kernels megablocks"),
@@ -100,6 +105,32 @@ def test_what_is_not_modelled_is_not_predicted(found: Accuracy, change: dict[str
     good = next(p.row for p in found.predictions if p.predicted_bytes and p.row["method"] == "lora")
     (changed,) = predict([{**good, **change}])
     assert (changed.predicted_bytes, changed.reason) == (None, reason)
+
+
+@pytest.mark.parametrize(
+    ("name", "gpu"), [("rtx5090", "rtx-5090"), ("a6000", "a6000"), ("a100-80", "a100-sxm-80"), ("Tesla T4", "t4")]
+)
+def test_a_gpu_goes_by_any_name_that_says_which_it_is(found: Accuracy, name: str, gpu: str) -> None:
+    good = next(p.row for p in found.predictions if p.predicted_bytes and p.row["method"] == "lora")
+    assert settings_of({**good, "gpu": name})["gpu"] == gpu
+
+
+def test_a_row_says_which_releases_its_run_used(found: Accuracy) -> None:
+    good = next(p.row for p in found.predictions if p.predicted_bytes and p.row["method"] == "lora")
+    said = {**good, "peft_version": "0.19.1", "bnb_version": "0.41.1", "optimizer": "adamw_torch"}
+    assert (settings_of(said)["peft"], settings_of(said).get("bitsandbytes")) == ("0.19.1", None)
+    four_bits = {**said, "bnb_version": "0.43.3", "method": "qlora", "quant": "nf4", "double_quant": "1"}
+    assert settings_of(four_bits)["bitsandbytes"] == "0.43.3"
+
+
+@pytest.mark.parametrize(("stack", "converts"), [("transformers-loop", False), ("trl", True)])
+def test_only_accelerate_converts_outputs(found: Accuracy, stack: str, converts: bool) -> None:
+    good = next(p.row for p in found.predictions if p.predicted_bytes and p.row["method"] == "lora")
+    row = {**good, "stack": stack, "autocast": "bf16", "checkpointing": "none", "micro_batch": "2", "seq_len": "2048"}
+    (predicted,) = predict([row])
+    assert settings_of(row)["outputs_to_float32"] is converts
+    assert predicted.job is not None
+    assert predicted.job.stack.outputs_to_float32 is converts
 
 
 def test_any_file_in_the_schema_is_read(tmp_path: Path, found: Accuracy) -> None:

@@ -42,7 +42,7 @@ LAYERS = (
     },
     {"alloc_conf", "published_rows", "tables", "torch_releases"},
     {"spec_base"},
-    {"gpu_spec", "published_speeds"},
+    {"gpu_names", "gpu_spec", "published_speeds"},
     {"timing_model"},
     {"specs"},
     {"catalog", "detect", "device_use", "hfconfig", "hub", "matrices", "presets", "runtime", "timing_table"},

@@ -11,6 +11,7 @@ from configs import CONFIGS, write_config
 
 from vramcalc import catalog, tables
 from vramcalc.errors import BadConfig, InvalidValue, UnknownName, Unsupported
+from vramcalc.gpu_names import meant
 from vramcalc.hfconfig import to_spec
 from vramcalc.units import MIB
 
@@ -154,7 +155,43 @@ def test_a_gpu_goes_by_its_id_in_any_case(name: str, total_mib: int, capability:
 
 
 @pytest.mark.parametrize(
-    ("name", "near"), [("rtx4090", "rtx-4090"), ("h100-sxm5", "h100-sxm"), ("a100-sxm", "a100-sxm-80")]
+    ("name", "gpu_id"),
+    [
+        ("rtx4090", "rtx-4090"),
+        ("RTX 4090", "rtx-4090"),
+        ("NVIDIA GeForce RTX 3090", "rtx-3090"),
+        ("NVIDIA A100-SXM4-80GB", "a100-sxm-80"),
+        ("NVIDIA A100 80GB PCIe", "a100-pcie-80"),
+        ("a100-80", "a100-sxm-80"),
+        ("H100_SXM5", "h100-sxm"),
+        ("Tesla V100-SXM2-32GB", "v100-sxm2-32"),
+        ("RTX 6000 Ada", "rtx-6000-ada"),
+        ("B200", "b200"),
+    ],
+)
+def test_a_gpu_goes_by_what_drivers_and_clouds_call_it(name: str, gpu_id: str) -> None:
+    assert catalog.gpu_row(name)["gpu_id"] == gpu_id
+
+
+def test_a_gpu_of_the_table_goes_by_its_own_name() -> None:
+    for row in tables.read("gpus"):
+        if "/" not in row["name"]:
+            assert row["gpu_id"] in meant(row["name"], tables.read("gpus"))
+
+
+@pytest.mark.parametrize("name", ["rtx", "24GB", "80", "p100", "h20", "GTX 1080 Ti", "nvidia", "h800-80", "x" * 10_000])
+def test_too_little_or_another_name_means_no_gpu(name: str) -> None:
+    assert meant(name, tables.read("gpus")) == []
+
+
+def test_a_name_of_several_gpus_offers_them() -> None:
+    with pytest.raises(UnknownName) as caught:
+        catalog.gpu("a100")
+    assert {name.partition("-")[0] for name in caught.value.near} == {"a100"}
+
+
+@pytest.mark.parametrize(
+    ("name", "near"), [("rtx409", "rtx-4090"), ("h100-smx", "h100-sxm"), ("a100-sxm", "a100-sxm-80")]
 )
 def test_an_unknown_gpu_offers_near_ones(name: str, near: str) -> None:
     with pytest.raises(UnknownName) as caught:

@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 from vramcalc import tables
 from vramcalc.errors import HubMissing, HubOffline, InvalidValue, UnknownName, Unsupported
+from vramcalc.gpu_names import meant
 from vramcalc.hfconfig import read_config, to_spec
 from vramcalc.specs import Gpu, ModelSpec, ModelType
 from vramcalc.units import MIB
@@ -131,25 +132,28 @@ def gpu_names() -> list[str]:
 
 
 def gpu_row(name: str) -> tables.Row:
-    """A GPU's row by id.
+    """A GPU's row by id, or by another name that says which one it is.
 
     Raises:
-        UnknownName: no GPU has that id.
+        UnknownName: no GPU goes by that name, or several may; those are offered.
         InvalidValue: no id at all.
     """
     if not isinstance(name, str) or not name:
         raise InvalidValue("gpu", name, "a GPU's id such as 'rtx-4090'", "'vramcalc gpus' lists them")
-    row = _gpu_rows().get(name.lower())
-    if row is None:
-        raise UnknownName("GPU", name, _gpu_rows(), "'vramcalc gpus' lists them.")
-    return row
+    rows = _gpu_rows()
+    if (row := rows.get(name.lower())) is not None:
+        return row
+    found = meant(name, rows.values())
+    if len(found) == 1:
+        return rows[found[0]]
+    raise UnknownName("GPU", name, found or rows, "'vramcalc gpus' lists them.")
 
 
 def gpu(name: str | Gpu) -> Gpu:
-    """A GPU by id, such as ``rtx-4090`` or ``h100-sxm``; a spec is itself.
+    """A GPU by id, such as ``rtx-4090`` or ``h100-sxm``, or as drivers and clouds call it; a spec is itself.
 
     Raises:
-        UnknownName: no GPU has that id.
+        UnknownName: no GPU goes by that name, or several may.
         InvalidValue: no id at all.
         Unsupported: the device is not NVIDIA's, or its capacity is not known.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from vramcalc import catalog
@@ -9,7 +10,7 @@ from vramcalc.errors import DoesNotFit, VramcalcError
 from vramcalc.estimation import Estimate
 from vramcalc.lengths import PEFT_METAMATHQA
 from vramcalc.published_rows import DTYPES, Reason, Row, adapters_known, adapters_of, require
-from vramcalc.releases import minor_release, release_of
+from vramcalc.releases import BITSANDBYTES_CHECKED, PEFT_CHECKED, minor_release, release_of
 from vramcalc.snapshots import snapshots
 from vramcalc.units import MIB
 
@@ -20,24 +21,18 @@ _OPTIMIZERS = {
     "paged_adamw_8bit": "paged_adamw_8bit",
     "adafactor": "adafactor",
 }
-_GPUS = {
-    "t4": "t4",
-    "v100-16": "v100-sxm2-16",
-    "a10g": "a10g",
-    "l4": "l4",
-    "l40s": "l40s",
-    "a100-40": "a100-sxm-40",
-    "a100-80": "a100-sxm-80",
-    "h100-80": "h100-sxm",
-    "rtx3090": "rtx-3090",
-    "rtx4080": "rtx-4080",
-    "rtx4090": "rtx-4090",
-}
 TRAINERS = {"transformers-loop": False, "peft-loop": False, "trainer": True, "trl": True}
 """Loops of the Hugging Face stack, and whether Trainer runs them: two parameter groups, clipping, the loss kept."""
 _KERNELS = {"": "none", "none": "none", "foak": "fms_acceleration", "foak;liger": "fms_acceleration"}
 _LOSSES = {"": "full", "full": "full", "unsloth": "fused_cross_entropy", "liger": "fused_linear"}
 _ATTENTION = {"eager": "eager", "sdpa": "sdpa", "flash2": "flash_attention_2"}
+
+_VERSIONS: dict[str, tuple[str, Callable[[tuple[int, int]], object]]] = {
+    "transformers": ("transformers_version", release_of),
+    "peft": ("peft_version", lambda minor: PEFT_CHECKED[0] <= minor <= PEFT_CHECKED[1]),
+    "bitsandbytes": ("bnb_version", lambda minor: BITSANDBYTES_CHECKED[0] <= minor <= BITSANDBYTES_CHECKED[1]),
+}
+"""Columns of releases, and what tells those that are modelled."""
 
 _PEAKS = {"phase:forward_peak": "forward", "phase:optimizer_step_peak": "optimizer step"}
 """Peaks within a phase, and how the names of its instants begin."""
@@ -101,7 +96,7 @@ def reserved_on_its_gpu(found: Estimate) -> int:
 
 def capacity_bytes(row: Row) -> int:
     """Memory of the GPU a row was measured on. [B]"""
-    return catalog.gpu(_GPUS[row["gpu"]]).usable_bytes
+    return catalog.gpu(row["gpu"]).usable_bytes
 
 
 def settings_of(row: Row) -> dict[str, Any]:
@@ -114,7 +109,7 @@ def settings_of(row: Row) -> dict[str, Any]:
     trainer = TRAINERS[row["stack"]]
     pinned = "pinned to memory-efficient" in row["note"]
     settings: dict[str, Any] = {
-        "gpu": _GPUS[row["gpu"]] if row["gpu"] else None,
+        "gpu": catalog.gpu(row["gpu"]).gpu_id if row["gpu"] else None,
         "micro_batch_size": int(row["micro_batch"]),
         "seq_len": int(row["seq_len"]),
         "gradient_accumulation_steps": int(row["grad_accum"] or 1),
@@ -131,12 +126,28 @@ def settings_of(row: Row) -> dict[str, Any]:
         "keeps_outputs": "next_forward" if row["keeps_outputs"] == "1" else "no" if trainer else "step",
         "zero_grad": "start" if row["zero_grad"] == "begin" else "end",
         "decay_groups": trainer,
+        "outputs_to_float32": trainer,
         "loss": _LOSSES[row["loss"]],
         "fused_kernels": _KERNELS[row["kernels"]],
-        **({"transformers": row["transformers_version"]} if row["transformers_version"] else {}),
+        **_releases(row),
         **(_of_peft_loop(row) if row["stack"] == "peft-loop" else {}),
     }
     return settings if row["method"] == "full" else settings | _of_adapters(row)
+
+
+def _releases(row: Row) -> dict[str, str]:
+    """Versions that a row gives of the libraries that its run used."""
+    return {name: row[column] for name, (column, _) in _VERSIONS.items() if row[column] and _uses(name, row)}
+
+
+def _uses(library: str, row: Row) -> bool:
+    """Whether a run used a library: PEFT for adapters, bitsandbytes for four bits and for its own optimizers."""
+    match library:
+        case "peft":
+            return row["method"] != "full"
+        case "bitsandbytes":
+            return row["method"] == "qlora" or "8bit" in row["optimizer"]
+    return True
 
 
 def _of_adapters(row: Row) -> dict[str, Any]:
@@ -171,15 +182,13 @@ def _of_peft_loop(row: Row) -> dict[str, Any]:
 
 def _refuse(row: Row) -> None:
     """Go through what a row may have that no estimate can be made of, the most general first."""
-    version = row["transformers_version"]
-    minor = minor_release(version) if version else None
     checks = (
         (row["stack"] in TRAINERS, f"stack {row['stack'] or 'unknown'}"),
         (row["method"] in ("full", "lora", "qlora"), f"method {row['method']}"),
         (row["quant"] in ("none", "nf4", "fp4", ""), f"quantisation {row['quant']}"),
         (row["n_gpus"] == "1", "several GPUs"),
         (row["sharding"] in ("none", "") and row["offload"] in ("none", ""), "sharding or offload"),
-        (not version or (minor and release_of(minor)), f"transformers {'.'.join(version.split('.')[:2])}"),
+        *_releases_checked(row),
         (row["attention"] in _ATTENTION, f"attention {row['attention'] or 'unknown'}"),
         (row["kernels"] in _KERNELS, f"kernels {row['kernels']}"),
         (row["loss"] in _LOSSES, f"loss {row['loss']}"),
@@ -188,7 +197,7 @@ def _refuse(row: Row) -> None:
             f"checkpointing {row['checkpointing']}",
         ),
         (row["optimizer"] in _OPTIMIZERS, f"optimizer {row['optimizer']}"),
-        (row["gpu"] in _GPUS or not row["gpu"], f"GPU {row['gpu']}"),
+        (not row["gpu"] or _gpu_known(row["gpu"]), f"GPU {row['gpu']}"),
         (row["weights_dtype"] in DTYPES, "weights dtype unknown"),
         (bool(row["micro_batch"]) and bool(row["seq_len"]), "batch or length unknown"),
         (_known_length(row), "benchmark of unknown lengths"),
@@ -201,6 +210,22 @@ def _refuse(row: Row) -> None:
         catalog.model(row["model"])
     except VramcalcError:
         raise Reason(f"model {row['model']}") from None
+
+
+def _releases_checked(row: Row) -> Iterator[tuple[object, str]]:
+    """Whether the release of each library that a run used is one that is modelled."""
+    for library, version in _releases(row).items():
+        _, known = _VERSIONS[library]
+        minor = minor_release(version)
+        yield minor is not None and known(minor), f"{library} {'.'.join(version.split('.')[:2])}"
+
+
+def _gpu_known(name: str) -> bool:
+    try:
+        catalog.gpu(name)
+    except VramcalcError:
+        return False
+    return True
 
 
 def _known_length(row: Row) -> bool:

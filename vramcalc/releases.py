@@ -109,6 +109,16 @@ ROTARY_PRODUCT_UNTIL = (5, 18)
 It is no trait of a release, as it moves nothing but cuBLAS's workspace.
 """
 
+PEFT_CHECKED = ((0, 12), (0, 21))
+"""First and last minor release of PEFT that is modelled; ``tables/traces.csv`` has rows of most of them."""
+
+BITSANDBYTES_CHECKED = ((0, 43), (0, 50))
+"""First and last minor release of bitsandbytes that is modelled.
+
+Before 0.46 its operators take pointers, so that no fake tensor can be traced through them: 0.43 to 0.45 were read
+(``autograd/_functions.py``, ``MatMul4Bit``) and held against published runs only.
+"""
+
 EXPERTS_CHECKED = ((5, 13), (5, 23))
 """Releases with all experts in one tensor whose traces were compared; 5.0 and 5.17 copy sorted tokens more often."""
 

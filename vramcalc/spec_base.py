@@ -17,13 +17,13 @@ def alias(names: dict[str, str]) -> BeforeValidator:
     return BeforeValidator(lambda v: names.get(v, v) if isinstance(v, str) else v)
 
 
-def checked(first: str, last: str) -> AfterValidator:
+def checked(first: tuple[int, int], last: tuple[int, int]) -> AfterValidator:
     """A version string, cut to its minor release, that must be among those whose behaviour has been checked."""
 
     def check(value: str) -> str:
         minor = minor_release(value)
-        if minor is None or not (minor_release(first) or ()) <= minor <= (minor_release(last) or ()):
-            raise ValueError(_unchecked(first if first == last else f"{first} to {last}"))
+        if minor is None or not first <= minor <= last:
+            raise ValueError(_unchecked(" to ".join(".".join(map(str, r)) for r in dict.fromkeys((first, last)))))
         return ".".join(map(str, minor))
 
     return AfterValidator(check)

@@ -17,7 +17,7 @@ from vramcalc import patterns
 from vramcalc.alloc_conf import AllocatorSettings, read
 from vramcalc.errors import InvalidValue
 from vramcalc.gpu_spec import Gpu as Gpu
-from vramcalc.releases import Release, minor_release, release_of
+from vramcalc.releases import BITSANDBYTES_CHECKED, PEFT_CHECKED, Release, minor_release, release_of
 from vramcalc.spec_base import PositiveCount, Spec, alias, checked, known_torch, known_transformers, published, whole
 from vramcalc.torch_releases import Wheel, wheel_of
 
@@ -233,8 +233,8 @@ class Stack(Spec):
     """CUDA that torch's wheel is built for, such as 12.6, which decides the cuDNN that comes with it; None for the
     wheel that ``pip install torch`` takes."""
     transformers: Annotated[str, AfterValidator(known_transformers)] = "5.23"
-    peft: Annotated[str, checked("0.12", "0.21")] = "0.21"
-    bitsandbytes: Annotated[str, checked("0.46", "0.50")] = "0.50"
+    peft: Annotated[str, checked(*PEFT_CHECKED)] = "0.21"
+    bitsandbytes: Annotated[str, checked(*BITSANDBYTES_CHECKED)] = "0.50"
     dtype: Dtype = "bfloat16"
     """Dtype the weights are loaded in."""
     autocast: Annotated[Literal["bfloat16", "float16"], alias(_DTYPE_ALIASES)] | None = None
