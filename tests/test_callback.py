@@ -154,6 +154,15 @@ def test_steps_of_different_lengths_are_named_one_by_one_and_padding_is_seen(tmp
     arguments = TrainingArguments(str(tmp_path / "out"), max_steps=1, report_to=[], use_cpu=True, save_strategy="no")
     Trainer(lora_model(), arguments, train_dataset=rows, callbacks=[again]).train()
     assert again.row.recipe.training.padded
+    assert again.row.recipe.stack.passes_attention_mask
+
+
+def test_batches_without_a_mask_are_seen(tmp_path: Path) -> None:
+    rows = [{name: row[name] for name in ("input_ids", "labels")} for row in data([24] * 4)]
+    callback = VramcalcCallback(tmp_path / "unmasked.jsonl", show=[].append)
+    arguments = TrainingArguments(str(tmp_path / "out"), max_steps=1, report_to=[], use_cpu=True, save_strategy="no")
+    Trainer(lora_model(), arguments, train_dataset=rows, callbacks=[callback]).train()
+    assert not callback.row.recipe.stack.passes_attention_mask
 
 
 def test_a_short_run_has_a_row_without_speed_that_says_why(tmp_path: Path) -> None:

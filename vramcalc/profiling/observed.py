@@ -26,12 +26,14 @@ class Batches:
         lengths: the longest sequence of every optimizer step so far. [tokens]
         sizes: sequences of every forward pass.
         padded: whether a mask hid a token.
+        unmasked: whether a batch came without ``attention_mask``.
         fused_head: whether TRL's fused head was asked for the loss.
     """
 
     lengths: list[int] = field(default_factory=list)
     sizes: Counter[int] = field(default_factory=Counter)
     padded: bool = False
+    unmasked: bool = False
     fused_head: bool = False
 
     def begin_step(self) -> None:
@@ -46,6 +48,7 @@ class Batches:
         self.sizes[ids.shape[0]] += 1
         self.lengths[-1] = max(self.lengths[-1], ids.shape[1])
         mask = kwargs.get("attention_mask")
+        self.unmasked = self.unmasked or mask is None
         if not self.padded and isinstance(mask, torch.Tensor):
             self.padded = not bool(mask.bool().all())
         self.fused_head = self.fused_head or bool(kwargs.get("fused_lm_head"))
@@ -151,6 +154,7 @@ def stack_of(model: nn.Module, args: Any, batches: Batches) -> Stack:
         prepare_model_for_kbit_training=layer is None or cast or embedding == torch.float32 != dtype,
         casts_embeddings_to_bf16=cast,
         attn_implementation=attention,
+        passes_attention_mask=not batches.unmasked,
         loss="chunked" if batches.fused_head else "full",
         alloc_conf=next((os.environ[name] for name in ENVIRONMENT if os.environ.get(name)), None),
         empty_cache_steps=getattr(args, "torch_empty_cache_steps", None),
