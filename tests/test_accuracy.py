@@ -26,19 +26,51 @@ def found() -> Accuracy:
 
 def test_every_row_is_predicted_or_has_a_reason(found: Accuracy) -> None:
     assert len(found.predictions) == len(TABLE)
-    predicted = sum(g.count for g in found.groups) + sum(g.count for g in found.apart) + found.out_of_memory[0]
+    groups = (*found.groups, *found.unnamed, *found.apart)
+    predicted = sum(g.count for g in groups) + found.out_of_memory[0]
     assert predicted + sum(found.unsupported.values()) == len(TABLE)
     assert all((p.predicted_bytes is None) == bool(p.reason) for p in found.predictions)
 
 
+MIXTRAL = {f"fms-base-20240715-mixtral-8x7b-{run}-qlora-g1-b4-amax" for run in ("baseline-peft-bnb", "bnb-foak")}
+"""Runs of torch 2.2 and bitsandbytes 0.43.1 that took up to 2.7 GiB more than traces of transformers 4.39 do; the same
+with torch 2.4 are met to 0.7 %."""
+
+
 def test_allocated_is_within_what_is_promised(found: Accuracy) -> None:
-    """Mean absolute error at most 1 %, the worst at most 5 %."""
+    """Mean absolute error at most 0.2 % where the release is known, 1 % of each group; the worst at most 2 %."""
     groups = [g for g in found.groups if g.metric == "allocated_max"]
     assert {g.method for g in groups} == {"full", "lora", "qlora"}
-    assert sum(g.count for g in groups) >= 110
-    for group in groups:
-        assert group.mape <= 0.01
-        assert abs(group.worst) <= 0.05
+    (every,) = [g for g in found.metrics if g.metric == "allocated_max"]
+    assert every.count == sum(g.count for g in groups) >= 110
+    assert every.mape <= 0.002
+    assert all(group.mape <= 0.01 for group in groups)
+    known = [p for p in found.predictions if p.row["metric"] == "allocated_max" and p.error and not p.assumed]
+    assert {p.row["case_id"] for p in known if abs(p.error or 0) > 0.02} == MIXTRAL
+
+
+def test_a_row_that_names_no_release_is_of_its_date_and_reported_apart(found: Accuracy) -> None:
+    unnamed = [p for p in found.predictions if p.assumed and p.error is not None]
+    assert sum(g.count for g in found.unnamed) == len(unnamed)
+    dated = {p.row["case_id"]: p for p in unnamed}
+    row = dated["fms-base-20240607-mistral-7b-none-lora-g1-b4-amax"]
+    assert row.assumed == "4.41@2024-06-07"
+    assert row.error == pytest.approx(0, abs=1e-5)
+    # 4.36 to 4.41 keep tables of rotary positions here, in each layer; 4.42, out two weeks later, keeps none.
+    assert row.covered
+    assert row.width < 0.01
+
+
+def test_without_a_date_every_release_is_spanned(found: Accuracy) -> None:
+    good = next(p for p in found.predictions if p.row["case_id"] == "fms-base-20240607-mistral-7b-none-lora-g1-b4-amax")
+    (undated,) = predict([{**good.row, "source": "mine"}])
+    (today,) = predict([{**good.row, "transformers_version": "5.23"}])
+    assert undated.assumed == "5.23@unknown"
+    assert undated.predicted_bytes == today.predicted_bytes
+    assert undated.covered
+    assert not today.covered
+    (own,) = predict([{**good.row, "source": "mine", "run_on": "2024-06-07"}])
+    assert (own.assumed, own.predicted_bytes) == (good.assumed, good.predicted_bytes)
 
 
 UNEXPLAINED = "fitcheck-t4-0916-smollm2-1-7b-qlora-r32-b1-s2048-eager"
@@ -73,7 +105,9 @@ def test_a_group_is_the_mean_of_its_rows(found: Accuracy) -> None:
     for group in found.groups:
         key = (group.stack, group.method, group.metric)
         errors = [
-            p.error for p in found.predictions if p.error and (p.row["stack"], p.row["method"], p.row["metric"]) == key
+            p.error
+            for p in found.predictions
+            if p.error and not p.assumed and (p.row["stack"], p.row["method"], p.row["metric"]) == key
         ]
         assert group.count >= len(errors) > 0
         assert group.bias == pytest.approx(sum(errors) / group.count)
@@ -88,7 +122,7 @@ def test_a_group_is_the_mean_of_its_rows(found: Accuracy) -> None:
         ({"method": "vera"}, "method vera"),
         ({"quant": "gptq4"}, "quantisation gptq4"),
         ({"n_gpus": "2"}, "several GPUs"),
-        ({"transformers_version": "4.39.3"}, "transformers 4.39"),
+        ({"transformers_version": "4.35.2"}, "transformers 4.35"),
         ({"peft_version": "0.11.1"}, "peft 0.11"),
         ({"method": "qlora", "bnb_version": "0.41.3.post2"}, "bitsandbytes 0.41"),
         ({"gpu": "h800-80"}, "GPU h800-80"),
@@ -160,6 +194,7 @@ def test_the_command_prints_what_the_library_finds(tmp_path: Path, found: Accura
     assert len(answer["rows"]) == len(TABLE)
     assert set(answer["rows"][0]) == {
         "case_id", "metric", "n_gpus", "value_bytes", "predicted_bytes", "low_bytes", "high_bytes", "reason",
+        "assumed_transformers",
     }  # fmt: skip
     missing = run("accuracy", str(tmp_path / "none.csv"))
     assert missing.status == 2

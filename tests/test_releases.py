@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 from small import TINY, tiny
 
+from vramcalc import estimate
 from vramcalc.errors import InvalidValue, Unsupported
 from vramcalc.estimation import make_job
 from vramcalc.releases import RELEASES, checked_releases, minor_release, release_of
@@ -32,7 +33,7 @@ def test_the_newest_release_is_the_default() -> None:
     assert minor_release(Stack().transformers) == RELEASES[-1].checked
 
 
-@pytest.mark.parametrize("version", ["4.42.0", "4.58.1", "5.24", "6.0", "5", "", "five.one", "main"])
+@pytest.mark.parametrize("version", ["4.35.2", "4.58.1", "5.24", "6.0", "5", "", "five.one", "main"])
 def test_a_release_that_has_not_been_checked_is_refused(version: str) -> None:
     with pytest.raises(InvalidValue) as caught:
         Stack(transformers=version)
@@ -61,6 +62,41 @@ def test_other_libraries_have_a_range(field: str, first: str, last: str) -> None
 def test_what_no_trace_was_compared_with_is_refused(settings: dict[str, object]) -> None:
     with pytest.raises(Unsupported, match=r"use|give|set"):
         tiny("lora", **settings)
+
+
+@pytest.mark.parametrize(
+    ("model", "settings", "why"),
+    [
+        ({}, {"transformers": "4.38"}, "always gives SDPA a mask"),
+        ({"model_type": "mistral"}, {"transformers": "4.36"}, "has no SDPA in mistral"),
+        ({"model_type": "qwen2"}, {"transformers": "4.36"}, "4.37 or later"),
+        ({"model_type": "qwen3"}, {"transformers": "4.50"}, "4.51 or later"),
+        ({"head_dim": 128}, {"transformers": "4.42"}, "4.43 or later"),
+        ({"mlp_bias": True}, {"transformers": "4.42"}, "4.43 or later"),
+    ],
+)
+def test_what_early_releases_do_not_do_or_was_not_traced_is_refused(
+    model: dict[str, object], settings: dict[str, str], why: str
+) -> None:
+    with pytest.raises(Unsupported, match=why):
+        make_job(TINY.replace(**model), "lora", **settings)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "last", "n_bytes"), [("mistral", "4.41", 2), ("llama", "4.40", 2), ("qwen2", "4.44", 2)]
+)
+def test_tables_of_rotary_positions_are_kept_in_every_layer(model_type: ModelType, last: str, n_bytes: int) -> None:
+    """Cosine and sine of every position there could be, in 16 bits; a published run has 512 MiB of them."""
+    model = TINY.replace(model_type=model_type)
+    after = {"4.41": "4.42", "4.40": "4.41", "4.44": "4.45"}[last]
+    with_tables, without = (
+        estimate(model, "full", seq_len=64, attn_implementation="flash_attention_2", transformers=release)
+        for release in (last, after)
+    )
+    tables = [row for row in with_tables.rows if "cached" in row.what]
+    expected = 2 * model.max_position_embeddings * model.head_dim * n_bytes * model.num_hidden_layers
+    assert sum(row.n_bytes for row in tables) == expected
+    assert not [row for row in without.rows if "cached" in row.what]
 
 
 def test_copied_logits_and_repeated_heads_take_more_than_the_newest_release() -> None:

@@ -32,6 +32,8 @@ KEYS = {
     "price_gpus": "gpu_name memory_gb provider instance",
     "claims": "claim_id",
     "traces": "trace_id",
+    "transformers_releases": "release",
+    "run_dates": "runs",
     "matrices": "hf_id",
     "throughput": "case_id",
 }

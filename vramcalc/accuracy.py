@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,10 @@ from vramcalc.residuals import residuals
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+Key = tuple[str, str, str]
+"""Stack, method and metric of a group."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class Accuracy:
     """What a file of measurements says about the predictions.
 
     Attributes:
-        groups: of rows whose length is known, by stack, method and metric.
+        groups: of rows whose length and release of transformers are known, by stack, method and metric.
         apart: of rows of which only the cap on the length is known.
         unsupported: rows by reason.
         out_of_memory: rows of runs that ended out of memory and are predicted, and how many of those are predicted to
@@ -58,6 +62,8 @@ class Accuracy:
         hugging_face: rows of full fine-tuning, LoRA and 4-bit QLoRA on one GPU by transformers, TRL or PEFT, and how
             many of them are predicted.
         predictions: every row.
+        unnamed: of rows that do not name their release, which is then taken for the likeliest of the run's date.
+        metrics: the same rows as ``groups``, by metric alone.
     """
 
     groups: list[Group]
@@ -66,12 +72,16 @@ class Accuracy:
     predictions: list[Prediction] = field(repr=False)
     out_of_memory: tuple[int, int] = (0, 0)
     hugging_face: tuple[int, int] = (0, 0)
+    unnamed: list[Group] = field(default_factory=list)
+    metrics: list[Group] = field(default_factory=list)
 
     def to_dict(self, *, rows: bool = False) -> dict[str, Any]:
         """Plain values; field names are stable."""
         found: dict[str, Any] = {
             "groups": [vars(g) for g in self.groups],
             "apart": [vars(g) for g in self.apart],
+            "unnamed": [vars(g) for g in self.unnamed],
+            "metrics": [vars(g) for g in self.metrics],
             "unsupported": dict(self.unsupported.most_common()),
             "out_of_memory": {"predicted": self.out_of_memory[0], "foreseen": self.out_of_memory[1]},
             "hugging_face": {"rows": self.hugging_face[0], "predicted": self.hugging_face[1]},
@@ -102,7 +112,8 @@ def accuracy(path: str | Path) -> Accuracy:
         DataError: the file cannot be read.
     """
     predictions = list(predict(read_measurements(path)))
-    known = [p for p in predictions if p.error is not None and p.row["seq_kind"] != "max_not_reached"]
+    lengths = [p for p in predictions if p.error is not None and p.row["seq_kind"] != "max_not_reached"]
+    known, unnamed = [p for p in lengths if not p.assumed], [p for p in lengths if p.assumed]
     apart = [p for p in predictions if p.error is not None and p.row["seq_kind"] == "max_not_reached"]
     reasons = Counter(p.reason or "no value" for p in predictions if p.error is None and not _ran_out(p))
     ends = [p for p in predictions if _ran_out(p)]
@@ -113,6 +124,8 @@ def accuracy(path: str | Path) -> Accuracy:
         list(_groups(apart)),
         reasons,
         predictions,
+        unnamed=list(_groups(unnamed)),
+        metrics=list(_groups(known, lambda p: ("any", "any", p.row["metric"]))),
         out_of_memory=(len(ends), foreseen),
         hugging_face=(len(ours), sum(p.predicted_bytes is not None for p in ours)),
     )
@@ -127,10 +140,10 @@ def _of_hugging_face(row: Row) -> bool:
     return row["n_gpus"] == "1" and row["stack"] in TRAINERS and method
 
 
-def _groups(predictions: Sequence[Prediction]) -> Iterable[Group]:
-    keys = sorted({_key(p) for p in predictions})
-    for key in keys:
-        mine = [p for p in predictions if _key(p) == key]
+def _groups(predictions: Sequence[Prediction], key_of: Callable[[Prediction], Key] | None = None) -> Iterable[Group]:
+    key_of = key_of or _key
+    for key in sorted({key_of(p) for p in predictions}):
+        mine = [p for p in predictions if key_of(p) == key]
         yield Group(
             *key,
             **residuals([(p.error or 0.0, p.row["case_id"]) for p in mine]),
@@ -139,7 +152,7 @@ def _groups(predictions: Sequence[Prediction]) -> Iterable[Group]:
         )
 
 
-def _key(p: Prediction) -> tuple[str, str, str]:
+def _key(p: Prediction) -> Key:
     return p.row["stack"], p.row["method"], p.row["metric"]
 
 

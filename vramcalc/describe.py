@@ -10,6 +10,7 @@ from vramcalc.interval import Interval
 from vramcalc.job import Job
 from vramcalc.likeness import kernel
 from vramcalc.methods.lora import usual_adapter_dtype
+from vramcalc.release_dates import UNKNOWN
 from vramcalc.specs import FullFineTuning, Gpu, LoRA, QLoRA, Stack, TrainingSpec
 from vramcalc.units import GIB
 
@@ -154,13 +155,21 @@ def common_lines(job: Job) -> list[str]:
         batch += f", {training.gradient_accumulation_steps} accumulation steps"
     return [
         f"{batch}; {', '.join(loop)}",
-        f"torch {stack.torch}{_cuda(stack)}, transformers {stack.transformers}, peft {stack.peft}, "
+        f"torch {stack.torch}{_cuda(stack)}, transformers {_release(stack)}, peft {stack.peft}, "
         f"bitsandbytes {stack.bitsandbytes}",
     ]
 
 
 def _cuda(stack: Stack) -> str:
     return f" for CUDA {stack.cuda}" if stack.cuda else ""
+
+
+def _release(stack: Stack) -> str:
+    """The release of transformers, and what is known of it where it is not."""
+    version, _, when = stack.transformers.partition("@")
+    if not when:
+        return version
+    return f"{version} (release not known)" if when == UNKNOWN else f"{version} (release not known, run of {when})"
 
 
 def _tokens(training: TrainingSpec) -> str:

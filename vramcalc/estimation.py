@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -13,15 +14,17 @@ from vramcalc import catalog
 from vramcalc.calibration import Calibration, interval_around, share_within
 from vramcalc.calibration_files import current
 from vramcalc.conformal import LEVEL
-from vramcalc.errors import InvalidValue, UnknownName
+from vramcalc.errors import InvalidValue
 from vramcalc.interval import Interval
 from vramcalc.job import Job
 from vramcalc.ledger import Instant, Row, by_group
 from vramcalc.likeness import Likeness, likeness
 from vramcalc.presets import preset, stack_of
+from vramcalc.release_span import likeliest_job, other_jobs
 from vramcalc.runtime import Context
+from vramcalc.settings import by_spec, kind_of
 from vramcalc.shadow.replay import Replay
-from vramcalc.specs import FullFineTuning, Gpu, LoRA, Method, ModelSpec, QLoRA, Stack, TrainingSpec
+from vramcalc.specs import Gpu, Method, ModelSpec, Stack, TrainingSpec
 from vramcalc.timeline import Timeline
 from vramcalc.walk import Walks, walks_of
 from vramcalc.warn import warnings_for
@@ -35,10 +38,8 @@ _NUMBERS = {
     "blocks": "block_bytes",
 }
 """Numbers that have intervals, and the attributes that hold them."""
-_NAMED = {"method": "lora", "stack": "transformers-trainer"}
 DEFAULT_CAPABILITY = (8, 0)
 """Compute capability assumed when no GPU is named."""
-_METHODS: dict[str, type[FullFineTuning] | type[LoRA]] = {"full": FullFineTuning, "lora": LoRA, "qlora": QLoRA}
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ class Estimate:
             quantity: ``allocated``, ``blocks``, ``reserved``, ``process``; ``snapshot`` of what is allocated at one
                 moment.
             level: the share, above 0 and below 1.
-            value_bytes: another prediction of the same quantity, such as a snapshot's.
+            value_bytes: another prediction of the same quantity, such as a snapshot's, of the release modelled.
             calibration: by default the one in force.
 
         Raises:
@@ -160,16 +161,28 @@ class Estimate:
             raise InvalidValue("level", level, "a share above 0 and below 1, such as 0.9")
         value = getattr(self, _NUMBERS[quantity]) if value_bytes is None else value_bytes
         by = calibration or current()
-        return interval_around(value, quantity, self.likeness, by, self._context_by(by), level)
+        own = interval_around(value, quantity, self.likeness, by, self._context_by(by), level)
+        if value_bytes is not None:
+            return own
+        return own.spanning(other.interval(quantity, level, calibration=calibration) for other in self.others)
+
+    @cached_property
+    def others(self) -> tuple[Estimate, ...]:
+        """Where the release of transformers is not known: the estimates of others that it may be."""
+        return tuple(estimate_job(job, self.gpu) for job in other_jobs(self.job))
 
     @property
     def _architecture(self) -> str | None:
         return self.gpu.architecture if self.gpu else None
 
     def probability(self, capacity_bytes: float) -> float:
-        """That the process needs no more than a capacity, as its memory is spread about what is predicted."""
+        """That the process needs no more than a capacity, as its memory is spread about what is predicted.
+
+        Where the release is not known, the mean over those that it may be.
+        """
         spread = current().outlook("reserved", self.likeness)
-        return share_within(spread, self.context, self.reserved_bytes, capacity_bytes)
+        own = share_within(spread, self.context, self.reserved_bytes, capacity_bytes)
+        return statistics.fmean((own, *(other.probability(capacity_bytes) for other in self.others)))
 
     # -- showing -----------------------------------------------------------------------------------------------------
 
@@ -244,23 +257,8 @@ def make_job(
 ) -> tuple[Job, Gpu | None]:
     """Look up names and fill in defaults; see :func:`estimate`."""
     spec = catalog.model(model)
-    for what, value, kinds in (("method", method, (str, FullFineTuning, LoRA)), ("stack", stack, (str, Stack))):
-        if not isinstance(value, kinds):
-            raise InvalidValue(what, value, "a name or a spec", f"such as {_NAMED[what]!r}")
-    if training is not None and not isinstance(training, TrainingSpec):
-        raise InvalidValue("training", training, "a TrainingSpec", "or give its fields as keywords")
-    chosen = _METHODS.get(method) if isinstance(method, str) else type(method)
-    if chosen is None:
-        raise UnknownName("method", str(method), _METHODS)
-    fields = {"method": chosen.model_fields, "training": TrainingSpec.model_fields, "stack": Stack.model_fields}
-    given: dict[str, dict[str, Any]] = {part: {} for part in fields}
-    for name, value in settings.items():
-        part = next((p for p, known in fields.items() if name in known and name not in ("kind", "name")), None)
-        if part is None:
-            raise UnknownName(
-                f"setting of {chosen.model_fields['kind'].default}", name, [n for f in fields.values() for n in f]
-            )
-        given[part][name] = value
+    chosen = kind_of(method, training, stack)
+    given = by_spec(chosen, settings)
     kind = str(chosen.model_fields["kind"].default)
     made = chosen(**given["method"]) if isinstance(method, str) else method.replace(**given["method"])
     if isinstance(stack, str):
@@ -272,7 +270,9 @@ def make_job(
         defaults, recipe = {}, stack.replace(**given["stack"])
     plan = training.replace(**given["training"]) if training else TrainingSpec(**{**defaults, **given["training"]})
     device = None if gpu is None else catalog.gpu(gpu)
-    return Job(spec, made, plan, recipe, device.capability if device else DEFAULT_CAPABILITY), device
+    capability = device.capability if device else DEFAULT_CAPABILITY
+    parts = {"model": spec, "method": made, "training": plan, "compute_capability": capability}
+    return likeliest_job(stack=recipe, **parts), device
 
 
 def estimate(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from vramcalc.errors import InvalidValue
@@ -31,6 +31,11 @@ class Interval:
     def map(self, rule: Callable[[float], float]) -> Interval:
         """Each of the three under a rule that never falls."""
         return Interval(*map(rule, self))
+
+    def spanning(self, others: Iterable[Interval]) -> Interval:
+        """The same value between bounds that hold those of the others, too."""
+        every = (self, *others)
+        return Interval(min(i.low for i in every), self.value, max(i.high for i in every))
 
     def to_dict(self) -> dict[str, float]:
         """Plain values."""

@@ -25,6 +25,9 @@ _EXPERTS = (
 )
 """Parts of a layer's mixture of experts by the names of any release: PEFT translates old ones."""
 
+_SINCE = {"granite": (4, 45), "qwen2": (4, 37), "qwen3": (4, 51)}
+"""First release of transformers with a family, where it is not the first that is modelled."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -50,6 +53,8 @@ class Job:
         self._checked_release()
         if self.model.model_type == "granite":
             self._checked_granite()
+        if (minor_release(self.stack.transformers) or (0, 0)) < (4, 43):
+            self._checked_early()
         if self.model.num_local_experts is not None:
             self._checked_experts()
         if self.stack.fused_kernels != "none":
@@ -66,6 +71,11 @@ class Job:
     def _checked_release(self) -> None:
         """Refuse what transformers' releases do differently in ways that no trace has been compared with."""
         release, version = self.stack.release, f"transformers={self.stack.transformers!r}"
+        since = _SINCE.get(self.model.model_type, (0, 0))
+        if (minor_release(self.stack.transformers) or (0, 0)) < since:
+            raise Unsupported(
+                f"{self.model.name}: {version} has no {self.model.model_type}; use {since[0]}.{since[1]} or later"
+            )
         if self.training.padded and self.stack.attn_implementation == "flash_attention_2":
             raise Unsupported(
                 "padded=True with attn_implementation='flash_attention_2' cuts the padding out, and memory then "
@@ -106,9 +116,10 @@ class Job:
 
     @property
     def windowed(self) -> bool:
-        """Whether the longest sequence reaches the sliding window."""
+        """Whether the longest sequence reaches the sliding window that masks are made for."""
         window = self.model.sliding_window
-        return window is not None and self.training.seq_len >= window
+        unseen = self.stack.release.ignores_window and self.stack.attn_implementation == "sdpa"
+        return window is not None and not unseen and self.training.seq_len >= window
 
     @property
     def masked(self) -> bool:
@@ -120,11 +131,27 @@ class Job:
         """Whether sequences get a mask as if they were packed, for want of an ``attention_mask`` and a cache."""
         return self.stack.release.packs_unmasked and not self.stack.passes_attention_mask and not self.fills_cache
 
+    def _checked_early(self) -> None:
+        """Refuse what releases before 4.43 do in a way that no trace has been compared with, or do not do."""
+        model, release, version = self.model, self.stack.release, f"transformers={self.stack.transformers!r}"
+        sdpa = self.stack.attn_implementation == "sdpa"
+        if not self.stack.passes_attention_mask:
+            raise Unsupported(f"{version} with passes_attention_mask=False has not been checked; use 4.43 or later")
+        if sdpa and model.model_type in release.always_masks | release.without_sdpa:
+            does = "always gives SDPA a mask" if model.model_type in release.always_masks else "has no SDPA"
+            raise Unsupported(
+                f"{model.name}: {version} {does} in {model.model_type}, which has not been checked; use another "
+                "release, or attn_implementation='flash_attention_2'"
+            )
+        if model.head_dim * model.num_attention_heads != model.hidden_size or model.mlp_bias:
+            raise Unsupported(
+                f"{model.name}: {version} builds heads of hidden_size / num_attention_heads and an MLP without bias; "
+                "use 4.43 or later"
+            )
+
     def _checked_granite(self) -> None:
-        """Refuse releases without the family, and losses that would have to divide the logits themselves."""
+        """Refuse losses that would have to divide the logits themselves."""
         name, stack = self.model.name, self.stack
-        if (minor_release(stack.transformers) or (0, 0)) < (4, 45):
-            raise Unsupported(f"{name}: transformers={stack.transformers!r} has no granite; use 4.45 or later")
         if stack.loss not in ("full", "fused_cross_entropy", *OWN_LOSSES):
             raise Unsupported(
                 f"{name}: loss={stack.loss!r} makes logits by itself, and granite's are scaled; use loss='full'"

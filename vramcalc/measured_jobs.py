@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from vramcalc import catalog
+from vramcalc import catalog, tables
 from vramcalc.errors import DoesNotFit, VramcalcError
 from vramcalc.estimation import Estimate
 from vramcalc.lengths import PEFT_METAMATHQA
 from vramcalc.published_rows import DTYPES, Reason, Row, adapters_known, adapters_of, require
+from vramcalc.release_dates import UNKNOWN
 from vramcalc.releases import BITSANDBYTES_CHECKED, PEFT_CHECKED, minor_release, release_of
 from vramcalc.snapshots import snapshots
 from vramcalc.units import MIB
@@ -136,8 +137,9 @@ def settings_of(row: Row) -> dict[str, Any]:
 
 
 def _releases(row: Row) -> dict[str, str]:
-    """Versions that a row gives of the libraries that its run used."""
-    return {name: row[column] for name, (column, _) in _VERSIONS.items() if row[column] and _uses(name, row)}
+    """Versions that a row gives of the libraries that its run used; of transformers, else when the run was."""
+    given = {name: row[column] for name, (column, _) in _VERSIONS.items() if row[column] and _uses(name, row)}
+    return {"transformers": run_on(row), **given}
 
 
 def _uses(library: str, row: Row) -> bool:
@@ -148,6 +150,12 @@ def _uses(library: str, row: Row) -> bool:
         case "bitsandbytes":
             return row["method"] == "qlora" or "8bit" in row["optimizer"]
     return True
+
+
+def run_on(row: Row) -> str:
+    """When a run was that does not name its release: its own ``run_on``, else that of its source, else ``unknown``."""
+    dates = {dated["runs"]: dated["run_on"] for dated in tables.read("run_dates")}
+    return row.get("run_on") or dates.get(row.get("source", "").partition(":")[0]) or UNKNOWN
 
 
 def _of_adapters(row: Row) -> dict[str, Any]:

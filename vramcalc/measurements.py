@@ -71,6 +71,11 @@ class Prediction:
         return self.predicted_bytes / self.value_bytes - 1
 
     @property
+    def assumed(self) -> str:
+        """What was taken for a release of transformers that the row does not name; empty where it does."""
+        return "" if self.job is None or self.row["transformers_version"] else self.job.stack.transformers
+
+    @property
     def covered(self) -> bool:
         """Whether the interval holds the measured figure."""
         if self.value_bytes is None or self.low_bytes is None or self.high_bytes is None:
@@ -95,6 +100,7 @@ class Prediction:
             "low_bytes": self.low_bytes,
             "high_bytes": self.high_bytes,
             "reason": self.reason,
+            "assumed_transformers": self.assumed,
         }
 
 
@@ -170,5 +176,8 @@ def _predicted(row: Row, attached_later: bool, calibrated: bool) -> Prediction:
     bare = Prediction(row, value, "", found.job, found.gpu)
     if not calibrated:
         return bare
-    interval = held_out_interval(found, row["metric"], value)
+    others = (
+        held_out_interval(o, row["metric"], measured(o, row, attached_later=attached_later)) for o in found.others
+    )
+    interval = held_out_interval(found, row["metric"], value).spanning(others)
     return replace(bare, low_bytes=int(interval.low), high_bytes=math.ceil(interval.high))

@@ -39,7 +39,7 @@ _HELP = {
     "seq_lens": "Tokens of each optimizer step of a run that begins, with commas; of exactly those.",
     "torch": f"Version modelled: {checked_torch()}.",
     "cuda": "CUDA of torch's wheel, such as 12.6: it decides whether cuDNN attends on Hopper and Blackwell.",
-    "transformers": "Version modelled.",
+    "transformers": "Version modelled; 'unknown', or the date of a run as YYYY-MM-DD.",
     "peft": "Version modelled.",
     "bitsandbytes": "Version modelled.",
     "dtype": "Dtype the weights are loaded in.",

@@ -8,6 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+Minor = tuple[int, int]
+"""A minor release, such as ``(4, 45)``."""
+
 
 @dataclass(frozen=True)
 class Release:
@@ -20,7 +23,7 @@ class Release:
         shifts_logits: the loss drops the last position of the logits, which copies them; later the labels are moved.
         repeats_heads: key and value heads are copied to the number of query heads before SDPA.
         contiguous: queries, keys and values are laid out head by head before SDPA.
-        layer_rotary: model types whose every attention works out the rotary positions.
+        layer_rotary: model types whose every attention has rotary positions of its own.
         repeats_before_flash: model types that copy heads before flash-attn, which does not need it.
         additive_mask: one additive mask for all layers, where later releases hand SDPA a boolean one.
         caches: a model in training fills a KV cache.
@@ -29,13 +32,20 @@ class Release:
             takes in 16 bits.
         projects_first: queries, keys and values are all projected before any is split into heads.
         fuses_experts: a mixture of experts holds the weights of all in one tensor, and sorts tokens by expert.
-        cached_rotary: of ``layer_rotary``, model types that keep a table of every position there could be.
+        cached_rotary: of ``layer_rotary``, model types that keep a table of every position there could be, instead of
+            working positions out.
+        idle_tables: of ``layer_rotary``, model types that keep those tables, and work positions out all the same.
         legacy_cache: the cache is handed out as tuples, which accelerate raises to float32 with the other outputs.
         packs_unmasked: a batch without ``attention_mask`` and cache is taken for packed sequences, and gets a mask.
+        ignores_window: SDPA is given no mask for a sliding window.
+        always_masks: model types that give SDPA a mask where its own rule would do.
+        causal_buffer: model types that keep a boolean mask of every pair of positions there could be.
+        without_sdpa: model types that know eager attention and flash-attn alone.
+        lists_tokens: the tokens of an expert are named by lists, which are copied to the GPU whenever they are used.
     """
 
-    since: tuple[int, int]
-    checked: tuple[int, int]
+    since: Minor
+    checked: Minor
     raises_logits: frozenset[str] = frozenset()
     shifts_logits: bool = False
     repeats_heads: bool = False
@@ -51,11 +61,17 @@ class Release:
     cached_rotary: frozenset[str] = frozenset()
     legacy_cache: bool = False
     packs_unmasked: bool = False
+    idle_tables: frozenset[str] = frozenset()
+    ignores_window: bool = False
+    always_masks: frozenset[str] = frozenset()
+    causal_buffer: frozenset[str] = frozenset()
+    without_sdpa: frozenset[str] = frozenset()
+    lists_tokens: bool = False
 
 
 _MISTRAL, _MIXTRAL, _QWEN = frozenset({"mistral"}), frozenset({"mixtral"}), frozenset({"qwen2"})
-_GRANITE = frozenset({"granite"})
-_EVERY = frozenset({"llama"}) | _GRANITE | _MISTRAL | _MIXTRAL | _QWEN
+_GRANITE, _LLAMA = frozenset({"granite"}), frozenset({"llama"})
+_EVERY = _LLAMA | _GRANITE | _MISTRAL | _MIXTRAL | _QWEN
 
 _UNTIL_4_47 = Release(
     since=(4, 46),
@@ -64,11 +80,39 @@ _UNTIL_4_47 = Release(
     shifts_logits=True,
     repeats_heads=True,
     layer_rotary=_MISTRAL | _MIXTRAL,
+    cached_rotary=_MIXTRAL,
     repeats_before_flash=_MISTRAL | _MIXTRAL | _QWEN,
     additive_mask=True,
     copies_into_cache=False,
     projects_first=True,
     legacy_cache=True,
+)
+_FROM_4_43 = replace(
+    _UNTIL_4_47,
+    since=(4, 43),
+    checked=(4, 44),
+    raises_logits=_EVERY,
+    layer_rotary=_MISTRAL | _MIXTRAL | _QWEN,
+    cached_rotary=_QWEN | _MIXTRAL,
+    caches=False,
+)
+_FROM_4_42 = replace(
+    _FROM_4_43, since=(4, 42), checked=(4, 42), layer_rotary=_LLAMA | _MISTRAL | _MIXTRAL | _QWEN, caches=True
+)
+_FROM_4_41 = replace(
+    _FROM_4_42, since=(4, 41), checked=(4, 41), cached_rotary=_MISTRAL | _MIXTRAL | _QWEN, ignores_window=True
+)
+_FROM_4_40 = replace(_FROM_4_41, since=(4, 40), checked=(4, 40), idle_tables=_LLAMA)
+_FROM_4_39 = replace(_FROM_4_40, since=(4, 39), checked=(4, 39), always_masks=_LLAMA, lists_tokens=True)
+_FROM_4_38 = replace(_FROM_4_39, since=(4, 38), checked=(4, 38), causal_buffer=_LLAMA)
+_FROM_4_37 = replace(
+    _FROM_4_38,
+    since=(4, 37),
+    checked=(4, 37),
+    cached_rotary=_LLAMA | _MISTRAL | _MIXTRAL | _QWEN,
+    idle_tables=frozenset(),
+    always_masks=frozenset(),
+    causal_buffer=frozenset(),
 )
 _FROM_4_48 = Release(
     (4, 48),
@@ -82,15 +126,14 @@ _FROM_4_48 = Release(
 _FROM_4_50 = replace(_FROM_4_48, since=(4, 50), checked=(4, 52), shifts_logits=False, warms_up="half")
 
 RELEASES = (
-    replace(
-        _UNTIL_4_47,
-        since=(4, 43),
-        checked=(4, 44),
-        raises_logits=_EVERY,
-        layer_rotary=_MISTRAL | _MIXTRAL | _QWEN,
-        cached_rotary=_QWEN,
-        caches=False,
-    ),
+    replace(_FROM_4_37, since=(4, 36), checked=(4, 36), without_sdpa=_MISTRAL | _MIXTRAL),
+    _FROM_4_37,
+    _FROM_4_38,
+    _FROM_4_39,
+    _FROM_4_40,
+    _FROM_4_41,
+    _FROM_4_42,
+    _FROM_4_43,
     replace(_UNTIL_4_47, since=(4, 45), checked=(4, 45), raises_logits=_EVERY),
     _UNTIL_4_47,
     _FROM_4_48,
@@ -123,15 +166,15 @@ EXPERTS_CHECKED = ((5, 13), (5, 23))
 """Releases with all experts in one tensor whose traces were compared; 5.0 and 5.17 copy sorted tokens more often."""
 
 
-def minor_release(version: str) -> tuple[int, int] | None:
-    """``4.45.2`` as ``(4, 45)``, None for what is no version."""
-    parts = version.split(".")[:2]
+def minor_release(version: str) -> Minor | None:
+    """``4.45.2`` as ``(4, 45)``, None for what is no version; of a release that is not known, the likeliest."""
+    parts = version.partition("@")[0].split(".")[:2]
     if len(parts) < 2 or not all(part.isascii() and part.isdigit() and len(part) < 5 for part in parts):
         return None
     return int(parts[0]), int(parts[1])
 
 
-def release_of(minor: tuple[int, int]) -> Release | None:
+def release_of(minor: Minor) -> Release | None:
     """What a minor release belongs to, None where it has not been checked."""
     return next((r for r in RELEASES if r.since <= minor <= r.checked), None)
 

@@ -22,6 +22,13 @@ def accuracy_text(found: Accuracy, *, rows: bool = False) -> str:
             "full, LoRA and 4-bit QLoRA"
         )
     parts = ["\n".join(head), _groups(found.groups)]
+    if found.metrics:
+        parts.append(f"the same by metric\n{_groups(found.metrics)}")
+    if found.unnamed:
+        parts.append(
+            "apart: no release of transformers named; predicted for the likeliest of the run's date, intervals span\n"
+            f"the others\n{_groups(found.unnamed)}"
+        )
     if found.apart:
         parts.append(f"apart: only the cap on the length is known\n{_groups(found.apart)}")
     if found.out_of_memory[0]:

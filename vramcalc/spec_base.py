@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import operator
+import re
 from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo
 
 from vramcalc.errors import InvalidValue, UnknownName, VramcalcError
+from vramcalc.release_dates import UNKNOWN, resolved
 from vramcalc.releases import checked_releases, minor_release, release_of
 from vramcalc.torch_releases import minor_torch, wheel_of
 
@@ -34,7 +36,9 @@ def _unchecked(releases: str) -> str:
 
 
 def known_transformers(value: str) -> str:
-    """A release of transformers, cut to its minor one."""
+    """A release of transformers, cut to its minor one; for one that is not known see :func:`release_dates.resolved`."""
+    if value == UNKNOWN or "@" in value or re.fullmatch(r"\d{4}-\d\d-\d\d", value):
+        return resolved(value)
     minor = minor_release(value)
     if minor is None or release_of(minor) is None:
         raise ValueError(_unchecked(checked_releases()))

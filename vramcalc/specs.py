@@ -233,6 +233,8 @@ class Stack(Spec):
     """CUDA that torch's wheel is built for, such as 12.6, which decides the cuDNN that comes with it; None for the
     wheel that ``pip install torch`` takes."""
     transformers: Annotated[str, AfterValidator(known_transformers)] = "5.23"
+    """``unknown``, or the date of a run as YYYY-MM-DD: the likeliest release is modelled, which is then written before
+    it (``4.41@2024-06-07``), and intervals span what the others that may have run would take."""
     peft: Annotated[str, checked(*PEFT_CHECKED)] = "0.21"
     bitsandbytes: Annotated[str, checked(*BITSANDBYTES_CHECKED)] = "0.50"
     dtype: Dtype = "bfloat16"

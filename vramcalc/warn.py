@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from vramcalc.alloc_conf import read
 from vramcalc.job import Job
 from vramcalc.likeness import kernel
+from vramcalc.release_dates import UNKNOWN, candidates, not_modelled, unknown_since
 from vramcalc.specs import Gpu, LoRA
 from vramcalc.torch_releases import TORCH_RELEASES
 from vramcalc.unexplained import unexplained_bytes
@@ -15,6 +16,7 @@ from vramcalc.units import gib
 
 def warnings_for(job: Job, gpu: Gpu | None) -> Iterator[str]:
     """Warnings on a job, and on the GPU it is to run on."""
+    yield from _on_release(job)
     yield from _on_sizes(job)
     yield from _on_config(job)
     yield from _on_lengths(job)
@@ -23,6 +25,20 @@ def warnings_for(job: Job, gpu: Gpu | None) -> Iterator[str]:
     yield from _on_alloc_conf(job)
     yield from _on_reserved(job)
     yield from _unchecked(job)
+
+
+def _on_release(job: Job) -> Iterator[str]:
+    when = unknown_since(job.stack.transformers)
+    if when is None:
+        return
+    modelled, found = job.stack.transformers.partition("@")[0], candidates(when)
+    dated = "" if when == UNKNOWN else f" that a run of {when} may have used"
+    yield (
+        f"unchecked: the release of transformers is not known; numbers are those of {modelled}, intervals and chances "
+        f"span {found[-1]} to {found[0]}{dated}"
+    )
+    if missing := not_modelled(when):
+        yield f"unchecked: transformers {', '.join(missing)}{dated} is not modelled"
 
 
 def _on_sizes(job: Job) -> Iterator[str]:

@@ -38,11 +38,14 @@ class Attention(Module):
     def _tables(self) -> list[Storage]:
         """Cosine and sine of every position, where a release keeps them in each layer."""
         tape, spec, stack = self.engine.tape, self.spec, self.context.stack
-        if spec.model_type not in stack.release.cached_rotary:
+        if spec.model_type not in stack.release.layer_rotary:
             return []
         outer, tape.module = tape.module, f"{self.name}.rotary_emb"
-        shape = (spec.max_position_embeddings, spec.head_dim)
-        found = [Storage(tape, shape, stack.dtype, what, "parameter") for what in ("cos_cached", "sin_cached")]
+        self.inv_freq = Storage(tape, (spec.head_dim // 2,), "float32", "inv_freq", "parameter")
+        found = []
+        if spec.model_type in stack.release.cached_rotary | stack.release.idle_tables:
+            shape = (spec.max_position_embeddings, spec.head_dim)
+            found = [Storage(tape, shape, stack.dtype, what, "parameter") for what in ("cos_cached", "sin_cached")]
         tape.module = outer
         return found
 
@@ -90,6 +93,7 @@ class Attention(Module):
             or (kernel == "flash" and spec.head_dim % 8 > 0)
         )
         v = self.split(v, spec.num_key_value_heads, head_major_grad=by_head)
+        rows = self.rows(v)
         cos, sin = shared.rotary or self.rotary(v)
         if self.rotates_in_place:
             q = fused.rotary(e, q, cos, sin, head_major_grad=by_head and not repeats)
@@ -115,14 +119,27 @@ class Attention(Module):
         )
         del given
         out = ops.merge_heads(e, out)
-        return self.o_proj(out), weights
+        projected = self.o_proj(out)
+        del rows
+        return projected, weights
+
+    def rows(self, v: Tensor) -> list[Tensor]:
+        """The tables' first rows in the values' dtype, views where it is that of the tables; the layer holds them."""
+        e, shape = self.engine, (v.shape[2], self.spec.head_dim)
+        if not self._looks_up or v.dtype == self.context.stack.dtype:
+            return []
+        return [e.new(shape, v.dtype, what) for what in ("cos", "sin")]
 
     def rotary(self, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of a layer's own: worked out, or looked up in its tables."""
+        """Cosines and sines of a layer's own: worked out, or picked from the rows of its tables by position."""
         e, seq, width = self.engine, v.shape[2], self.spec.head_dim
-        if not self.tables:
-            return _rotary_embedding(e, seq, width, v.dtype, scales=False)
+        if not self._looks_up:
+            return positions.rotary_embedding(e, seq, width, v.dtype, scales=False)
         return e.new((1, seq, width), v.dtype, "cos"), e.new((1, seq, width), v.dtype, "sin")
+
+    @property
+    def _looks_up(self) -> bool:
+        return self.spec.model_type in self.context.stack.release.cached_rotary
 
     def lower(self, x: Tensor) -> Tensor:
         """The 16-bit copy that flash-attn is handed."""
@@ -207,17 +224,24 @@ class CausalLM(Module):
             self.layers.append(self.layer_class(make, f"model.layers.{i}", spec, context))
         tape.at(None)
         self.norm = make.norm("model.norm", spec.hidden_size)
-        tape.module = "model.rotary_emb"
-        self.inv_freq = [
-            Storage(tape, (spec.head_dim // 2,), "float32", what, "parameter")
-            for what in ("inv_freq", "original_inv_freq")
-        ]
-        tape.module = ""
+        self.buffers = self._buffers()
         self.lm_head: Module = (
             TiedHead(make.engine, "lm_head", embeddings)
             if spec.tie_word_embeddings
             else make.head("lm_head", spec.hidden_size, spec.vocab_size)
         )
+
+    def _buffers(self) -> list[Storage]:
+        """What the model keeps beside its parameters."""
+        tape, spec, release = self.engine.tape, self.spec, self.context.stack.release
+        tape.module, half = "model.rotary_emb", (spec.head_dim // 2,)
+        names = () if spec.model_type in release.layer_rotary else ("inv_freq", "original_inv_freq")
+        found = [Storage(tape, half, "float32", what, "parameter") for what in names]
+        if spec.model_type in release.causal_buffer:
+            tape.module, n = "model", spec.max_position_embeddings
+            found.append(Storage(tape, (n, n), "bool", "causal_mask", "parameter"))
+        tape.module = ""
+        return found
 
     def embedded(self, inputs_embeds: Tensor) -> Tensor:
         """What the first layer is given."""
@@ -226,6 +250,13 @@ class CausalLM(Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """The last hidden state to the logits."""
         return self.lm_head(hidden)
+
+    @property
+    def _window(self) -> int | None:
+        """The sliding window that masks are made for."""
+        stack = self.context.stack
+        unseen = stack.release.ignores_window and stack.attn_implementation == "sdpa"
+        return None if unseen else self.spec.sliding_window
 
     def hidden_states(self, ids: Tensor, cache: Cache | None) -> Tensor:
         """``LlamaModel.forward``: token ids to the normalised last hidden state."""
@@ -246,12 +277,12 @@ class CausalLM(Module):
             padded=context.padded,
             passed=context.stack.passes_attention_mask,
             cached=cache is not None,
-            sliding_window=spec.sliding_window,
+            sliding_window=self._window,
             dtype=inputs_embeds.dtype,
         )
         hidden_states = inputs_embeds
         in_layers = spec.model_type in context.stack.release.layer_rotary
-        rotary = None if in_layers else _rotary_embedding(e, seq, spec.head_dim, hidden_states.dtype)
+        rotary = None if in_layers else positions.rotary_embedding(e, seq, spec.head_dim, hidden_states.dtype)
         shared = Shared(rotary, mask, position_ids, cache)
         del rotary, mask, position_ids
         for i, layer in enumerate(self.layers):
@@ -279,25 +310,3 @@ def _position_ids(e: Engine, seq: Size) -> Tensor:
     position_ids = e.new((1, seq), "int64", "position ids")
     del arange
     return position_ids
-
-
-def _rotary_embedding(e: Engine, seq: Size, head_dim: int, dtype: str, *, scales: bool = True) -> tuple[Tensor, Tensor]:
-    """``LlamaRotaryEmbedding.forward``, under no_grad and in float32; older classes scale nothing."""
-    tape, outer = e.tape, e.tape.module
-    tape.module = "model.rotary_emb"
-    positions = e.new((1, seq, 1), "float32", "to")
-    freqs = e.new((1, seq, head_dim // 2), "float32", "freqs")
-    del positions
-    shape = (1, seq, head_dim)
-    emb = e.new(shape, "float32", "cat")
-    found = []
-    for what in ("cos", "sin"):
-        raw = e.new(shape, "float32", what)
-        found.append(e.new(shape, "float32", what) if scales else raw)
-        del raw
-    cos, sin = found
-    del found
-    result = ops.to(e, cos, dtype), ops.to(e, sin, dtype)
-    del freqs, emb, cos, sin
-    tape.module = outer
-    return result

@@ -10,7 +10,7 @@ from vramcalc.families.context import Context
 from vramcalc.shadow import ops, routing
 from vramcalc.shadow.graph import Parameter
 from vramcalc.shadow.modules import Factory, Module
-from vramcalc.shadow.tape import Storage, Tensor
+from vramcalc.shadow.tape import Tensor
 from vramcalc.specs import ModelSpec
 
 
@@ -35,9 +35,9 @@ class BlockSparseTop2MLP(Module):
 class SparseMoeBlock(Module):
     """``MixtralSparseMoeBlock`` up to transformers 4.57: a loop over the experts."""
 
-    def __init__(self, make: Factory, name: str, spec: ModelSpec, n_experts: int) -> None:
+    def __init__(self, make: Factory, name: str, spec: ModelSpec, n_experts: int, *, lists_tokens: bool) -> None:
         super().__init__(make.engine, name)
-        self.spec = spec
+        self.spec, self.lists_tokens = spec, lists_tokens
         self.gate = make.linear(f"{name}.gate", spec.hidden_size, n_experts)
         self.experts = [BlockSparseTop2MLP(make, f"{name}.experts.{i}", spec) for i in range(n_experts)]
 
@@ -58,9 +58,13 @@ class SparseMoeBlock(Module):
         for expert_idx, expert_layer in enumerate(self.experts):
             n = routing.balanced_share(pairs, n_experts, expert_idx)
             top_x = routing.where(e, n)
-            current_state = routing.gather(e, ops.reshape(e, hidden_states, (tokens, width)), top_x, n)
+            index = routing.listed(e, n, 1) if self.lists_tokens else top_x
+            current_state = routing.gather(e, ops.reshape(e, hidden_states, (tokens, width)), index, n)
             current_state = ops.reshape(e, current_state, (n, width))
-            current_hidden_states = ops.mul(e, expert_layer(current_state), routing.pick(e, routing_weights, top_x, n))
+            current_hidden_states = expert_layer(current_state)
+            index = routing.listed(e, n, 2) if self.lists_tokens else top_x
+            current_hidden_states = ops.mul(e, current_hidden_states, routing.pick(e, routing_weights, index, n))
+            del index
             final_hidden_states = routing.index_add_(
                 e, final_hidden_states, top_x, ops.to(e, current_hidden_states, hidden_states.dtype)
             )
@@ -148,43 +152,15 @@ class FusedMoeBlock(Module):
         return ops.reshape(e, hidden_states, (batch, seq, width))
 
 
-class Attention(llama.Attention):
-    """``MixtralAttention``; before 4.48 each holds tables of cosines and sines for every position."""
-
-    def __init__(self, make: Factory, name: str, spec: ModelSpec, context: Context) -> None:
-        super().__init__(make, name, spec, context)
-        self.tables: list[Storage] = []
-        if spec.model_type in context.stack.release.layer_rotary:
-            tape = make.engine.tape
-            outer, tape.module = tape.module, f"{name}.rotary_emb"
-            table = (spec.max_position_embeddings, spec.head_dim)
-            self.tables = [
-                Storage(tape, (spec.head_dim // 2,), "float32", "inv_freq", "parameter"),
-                *(Storage(tape, table, context.stack.dtype, what, "parameter") for what in ("cos", "sin")),
-            ]
-            tape.module = outer
-
-    def rotary(self, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows of the tables, in the values' dtype."""
-        e, shape = self.engine, (1, v.shape[2], self.spec.head_dim)
-        rows = []
-        if v.dtype != self.context.stack.dtype:
-            rows = [e.new(shape, v.dtype, what) for what in ("cos", "sin")]
-        cos, sin = (e.new(shape, v.dtype, what) for what in ("cos", "sin"))
-        del rows
-        return cos, sin
-
-
 class DecoderLayer(llama.DecoderLayer):
     """``MixtralDecoderLayer``."""
 
-    attention_class = Attention
-
     def feed_forward(self, make: Factory, name: str, spec: ModelSpec, context: Context) -> Module:
         """The experts and their router."""
-        if context.stack.release.fuses_experts:
-            return FusedMoeBlock(make, f"{name}.mlp", spec, spec.num_local_experts or 0)
-        return SparseMoeBlock(make, f"{name}.block_sparse_moe", spec, spec.num_local_experts or 0)
+        release, n_experts = context.stack.release, spec.num_local_experts or 0
+        if release.fuses_experts:
+            return FusedMoeBlock(make, f"{name}.mlp", spec, n_experts)
+        return SparseMoeBlock(make, f"{name}.block_sparse_moe", spec, n_experts, lists_tokens=release.lists_tokens)
 
 
 class CausalLM(llama.CausalLM):

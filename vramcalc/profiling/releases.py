@@ -10,6 +10,7 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 
 Replacement = tuple[Any, str, Any]
 
@@ -44,7 +45,29 @@ def questions(*, padded: bool) -> list[Replacement]:
     if hasattr(converter, "_ignore_causal_mask_sdpa"):
         answer = _answer(converter._ignore_causal_mask_sdpa, padded=padded)  # type: ignore[union-attr]
         found.append((converter, "_ignore_causal_mask_sdpa", staticmethod(answer)))
-    return found
+    return found + _before_4_43(padded=padded)
+
+
+def _before_4_43(*, padded: bool) -> list[Replacement]:
+    """Questions that models asked by themselves up to 4.42: whether a mask is needed, and how far positions go."""
+    found: list[Replacement] = []
+    for name in _MODELING:
+        module, function = _module(f"models.{name}.modeling_{name}"), "_prepare_4d_causal_attention_mask_for_sdpa"
+        if hasattr(module, function) and not padded:
+            found.append((module, function, lambda *_, **__: None))
+        if module and "_flash_supports_window_size" not in vars(module):
+            found.append((module, "_flash_supports_window_size", True))
+    largest = torch.Tensor.max
+
+    def last_position(x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        result = largest(x, *args, **kwargs)
+        if isinstance(result, FakeTensor) and x.dtype == torch.int64:
+            with unset_fake_temporarily():
+                # Positions end where the sequence does, which the caller takes the longer of.
+                result.constant = torch.tensor(0)
+        return result
+
+    return [*found, (torch.Tensor, "max", last_position)]
 
 
 def _packing(masking: Any) -> list[Replacement]:

@@ -67,6 +67,15 @@ class _Hit(list[torch.Tensor]):
         return self
 
 
+def _listed(real: Callable[..., Any]) -> Callable[..., Any]:
+    """``tolist`` of an expert's tokens, whichever they are."""
+
+    def tolist(x: torch.Tensor) -> Any:
+        return [0] * x.numel() if isinstance(x, FakeTensor) and x.dim() == 1 else real(x)
+
+    return tolist
+
+
 def replacements() -> list[Replacement]:
     """Data-dependent questions of a mixture of experts, answered as a balanced router would."""
     router = _Router()
@@ -74,4 +83,5 @@ def replacements() -> list[Replacement]:
         (torch.nn.functional, "one_hot", router.one_hot),
         (torch, "where", router.where(torch.where)),
         (torch.Tensor, "nonzero", router.nonzero(torch.Tensor.nonzero)),
+        (torch.Tensor, "tolist", _listed(torch.Tensor.tolist)),
     ]

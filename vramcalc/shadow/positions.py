@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vramcalc.shadow import ops
 from vramcalc.shadow.autograd import Engine
+from vramcalc.shadow.dims import Size
 from vramcalc.shadow.graph import Gradients
 from vramcalc.shadow.ops import Saved
 from vramcalc.shadow.tape import Tensor
@@ -36,3 +37,25 @@ def _half(e: Engine, x: Tensor) -> Tensor:
     """Half of the last dimension; backward fills a zero tensor of full size."""
     shape, dtype = x.shape, x.dtype
     return e.view("slice", x, (*shape[:-1], shape[-1] // 2), lambda s, g: [e.new(shape, dtype, "slice backward")])
+
+
+def rotary_embedding(e: Engine, seq: Size, head_dim: int, dtype: str, *, scales: bool = True) -> tuple[Tensor, Tensor]:
+    """``LlamaRotaryEmbedding.forward``, under no_grad and in float32; older classes scale nothing."""
+    tape, outer = e.tape, e.tape.module
+    tape.module = "model.rotary_emb"
+    numbers = e.new((1, seq, 1), "float32", "to")
+    freqs = e.new((1, seq, head_dim // 2), "float32", "freqs")
+    del numbers
+    shape = (1, seq, head_dim)
+    emb = e.new(shape, "float32", "cat")
+    found = []
+    for what in ("cos", "sin"):
+        raw = e.new(shape, "float32", what)
+        found.append(e.new(shape, "float32", what) if scales else raw)
+        del raw
+    cos, sin = found
+    del found
+    result = ops.to(e, cos, dtype), ops.to(e, sin, dtype)
+    del freqs, emb, cos, sin
+    tape.module = outer
+    return result

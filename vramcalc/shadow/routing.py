@@ -87,6 +87,13 @@ def where(e: Engine, n: Size) -> Tensor:
     return e.new((n, 2), "int64", "nonzero")
 
 
+def listed(e: Engine, n: Size, columns: int) -> Tensor:
+    """Lists of numbers as indices on the GPU, one tensor for each column."""
+    for _ in range(columns - 1):
+        e.new((n,), "int64", "list of tokens")
+    return e.new((n,), "int64", "list of tokens")
+
+
 def gather(e: Engine, x: Tensor, index: Tensor, n: Size) -> Tensor:
     """Rows of ``(tokens, width)`` by a tensor of indices: ``(n, width)``; ``(n, 1)`` of a matrix of weights.
 
