@@ -36,16 +36,14 @@ class Attention(Module):
         self.tables = self._tables()
 
     def _tables(self) -> list[Storage]:
-        """Cosine and sine of every position, where a release keeps them in each layer."""
-        tape, spec, stack = self.engine.tape, self.spec, self.context.stack
-        if spec.model_type not in stack.release.layer_rotary:
-            return []
+        """Frequencies, and cosine and sine of every position, where a release keeps them in each layer."""
+        tape, spec, stack, found = self.engine.tape, self.spec, self.context.stack, list[Storage]()
         outer, tape.module = tape.module, f"{self.name}.rotary_emb"
-        self.inv_freq = Storage(tape, (spec.head_dim // 2,), "float32", "inv_freq", "parameter")
-        found = []
+        if spec.model_type in stack.release.layer_rotary:
+            found.append(Storage(tape, (spec.head_dim // 2,), "float32", "inv_freq", "parameter"))
         if spec.model_type in stack.release.cached_rotary | stack.release.idle_tables:
             shape = (spec.max_position_embeddings, spec.head_dim)
-            found = [Storage(tape, shape, stack.dtype, what, "parameter") for what in ("cos_cached", "sin_cached")]
+            found += [Storage(tape, shape, stack.dtype, what, "parameter") for what in ("cos_cached", "sin_cached")]
         tape.module = outer
         return found
 
