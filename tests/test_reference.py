@@ -73,7 +73,8 @@ def flips() -> Iterator[tuple[Release, Release, str]]:
             for family in ("llama", "mistral", "qwen2"):
                 if family == "qwen2" and release.since < (4, 37):
                     continue
-                if field.name == "idle_tables" and family in release.cached_rotary:
+                has_tables = release.cached_rotary | release.idle_tables
+                if field.name in ("idle_tables", "cached_rotary") and family in has_tables - value:
                     # There are tables already.
                     continue
                 yield release, replace(release, **{field.name: value ^ {family}}), f"{field.name} {family}"
@@ -97,6 +98,12 @@ WITHOUT_EFFECT = {
     # No cache is filled.
     ("4.43", "copies_into_cache"),
     ("4.43", "legacy_cache"),
+    # What is copied dies where the copies take its place.
+    *((f"4.{minor}", "copies_into_cache") for minor in range(36, 43)),
+    # SDPA is given no mask, and one for eager attention is no larger than the other.
+    *((f"4.{minor}", "additive_mask") for minor in range(36, 42)),
+    # Mistral has no SDPA, or no row is as long as its window.
+    *((release, "ignores_window") for release in ("4.36", "4.48", "4.49", "4.50", "4.53", "4.54", "4.56")),
 }
 """Traits that change nothing, whatever the job, beside the others of their release."""
 
