@@ -68,6 +68,7 @@ def test_what_no_trace_was_compared_with_is_refused(settings: dict[str, object])
     ("model", "settings", "why"),
     [
         ({}, {"transformers": "4.38"}, "always gives SDPA a mask"),
+        ({}, {"transformers": "4.38", "attn_implementation": "eager"}, "4,096 squared"),
         ({"model_type": "mistral"}, {"transformers": "4.36"}, "has no SDPA in mistral"),
         ({"model_type": "qwen2"}, {"transformers": "4.36"}, "4.37 or later"),
         ({"model_type": "qwen3"}, {"transformers": "4.50"}, "4.51 or later"),

@@ -143,6 +143,12 @@ class Job:
                 f"{model.name}: {version} {does} in {model.model_type}, which has not been checked; use another "
                 "release, or attn_implementation='flash_attention_2'"
             )
+        if self.stack.attn_implementation == "eager" and model.model_type in release.causal_buffer:
+            raise Unsupported(
+                f"{model.name}: {version} gives eager attention a mask of every position there could be, "
+                f"{model.max_position_embeddings:,} squared; use another release, or "
+                "attn_implementation='flash_attention_2'"
+            )
         if model.head_dim * model.num_attention_heads != model.hidden_size or model.mlp_bias:
             raise Unsupported(
                 f"{model.name}: {version} builds heads of hidden_size / num_attention_heads and an MLP without bias; "
