@@ -138,8 +138,11 @@ def settings_of(row: Row) -> dict[str, Any]:
 
 def _releases(row: Row) -> dict[str, str]:
     """Versions that a row gives of the libraries that its run used; of transformers, else when the run was."""
-    given = {name: row[column] for name, (column, _) in _VERSIONS.items() if row[column] and _uses(name, row)}
-    return {"transformers": run_on(row), **given}
+    return {"transformers": run_on(row), **_given_releases(row)}
+
+
+def _given_releases(row: Row) -> dict[str, str]:
+    return {name: row[column] for name, (column, _) in _VERSIONS.items() if row[column] and _uses(name, row)}
 
 
 def _uses(library: str, row: Row) -> bool:
@@ -222,7 +225,7 @@ def _refuse(row: Row) -> None:
 
 def _releases_checked(row: Row) -> Iterator[tuple[object, str]]:
     """Whether the release of each library that a run used is one that is modelled."""
-    for library, version in _releases(row).items():
+    for library, version in _given_releases(row).items():
         _, known = _VERSIONS[library]
         minor = minor_release(version)
         yield minor is not None and known(minor), f"{library} {'.'.join(version.split('.')[:2])}"

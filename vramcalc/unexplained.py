@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vramcalc.job import Job
+from vramcalc.releases import minor_release
 from vramcalc.shadow.tape import ITEMSIZE
 
 
@@ -13,7 +14,7 @@ def unexplained_bytes(job: Job) -> int:
     beside what the replay reserves, to a few MiB at any batch, with the allocated peak as predicted; those of 4.43, and
     of Granite, whose head divides its product, have not. It is cached memory, so torch gives it back under pressure.
     """
-    release = tuple(int(part) for part in job.stack.transformers.split(".")[:2])
+    release = minor_release(job.stack.transformers) or (0, 0)
     if job.stack.loss != "fused_cross_entropy" or release < (4, 44) or job.model.model_type == "granite":
         return 0
     longest = max(job.training.seq_lens or (job.training.seq_len,))
