@@ -11,8 +11,10 @@ from reference import covered
 
 from vramcalc import releases
 from vramcalc.estimation import estimate_job
+from vramcalc.likeness import kernel
 from vramcalc.releases import RELEASES, Release, minor_release, release_of
-from vramcalc.trace_accuracy import Compared
+from vramcalc.torch_releases import TORCH_RELEASES
+from vramcalc.trace_accuracy import RESERVED_TOLERANCE, Compared
 from vramcalc.trace_grid import TracedRow, read_traces
 from vramcalc.walk import walks_of
 
@@ -123,3 +125,16 @@ def test_a_release_with_one_trait_turned_round_disagrees_with_its_traces(
     finally:
         walks_of.cache_clear()
     assert disagrees != ((name(release), trait) in WITHOUT_EFFECT)
+
+
+def test_each_release_of_torch_has_traces_and_only_grouped_heads_tell_them_apart() -> None:
+    """On a T4 the math kernel takes them until 2.13, and memory-efficient attention from 2.14 on."""
+    assert {f"{major}.{minor}" for major, minor in (r.release for r in TORCH_RELEASES)} == {j.stack.torch for j in JOBS}
+    moved = set()
+    for row in ROWS:
+        if row.job.stack.torch == "2.14" and row.job.model.head_dim <= 128:
+            older = replace(row.job, stack=row.job.stack.replace(torch="2.13"))
+            reserved = estimate_job(older).walks.from_loaded.peak_reserved_bytes
+            if abs(reserved / row.reserved_bytes - 1) > RESERVED_TOLERANCE:
+                moved.add((kernel(older), kernel(row.job)))
+    assert moved == {("math", "efficient")}
