@@ -125,7 +125,10 @@ WORDS = st.text(st.sampled_from("ab1 _*|<>&%$#~^\\{}[]`\"',;:-"), max_size=12).m
 def test_every_format_gives_back_the_cells_it_was_given(rows: list[list[str]]) -> None:
     columns = ["a", "b_c", "100 %"]
     for name, reader in READERS.items():
-        assert reader(formatted(columns, rows, name)) == [columns, *rows], name
+        expected = rows
+        if name == "csv":  # an apostrophe before what a spreadsheet would take for a formula
+            expected = [[f"'{c}" if c[:1] == "-" and not re.fullmatch(r"-\d+", c) else c for c in row] for row in rows]
+        assert reader(formatted(columns, rows, name)) == [columns, *expected], name
 
 
 def test_every_format_has_a_reader() -> None:
