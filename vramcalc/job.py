@@ -61,6 +61,7 @@ class Job:
             self._checked_fused_kernels()
         if isinstance(self.method, QLoRA) and self.stack.casts_embeddings_to_bf16:
             self._checked_casts(self.method)
+        self._checked_dtypes()
         if self._unscales_float16():
             raise Unsupported(
                 "autocast='float16' scales the loss, and torch's GradScaler refuses to unscale float16 gradients; "
@@ -91,6 +92,12 @@ class Job:
             )
         if not self.stack.passes_attention_mask:
             self._checked_unmasked(version)
+        if self.stack.attn_implementation == "flash_attention_2" and self.compute_capability < (8, 0):
+            capability = ".".join(map(str, self.compute_capability))
+            raise Unsupported(
+                "attn_implementation='flash_attention_2' needs compute capability 8.0 (Ampere) or later, and this GPU "
+                f"has {capability}; use attn_implementation='sdpa'"
+            )
         if not release.additive_mask:
             return
         if self.training.padded and release.raises_logits:
@@ -153,6 +160,30 @@ class Job:
             raise Unsupported(
                 f"{model.name}: {version} builds heads of hidden_size / num_attention_heads and an MLP without bias; "
                 "use 4.43 or later"
+            )
+
+    def _checked_dtypes(self) -> None:
+        """Refuse tensors of two dtypes where torch multiplies or joins only those of one."""
+        stack, method = self.stack, self.method
+        if (
+            isinstance(method, QLoRA)
+            and stack.autocast is not None
+            and {stack.dtype, stack.autocast} == {"bfloat16", "float16"}
+            and not stack.prepare_model_for_kbit_training
+            and not _adapts_rotated(method, self.model.num_hidden_layers)
+        ):
+            raise Unsupported(
+                f"autocast={stack.autocast!r} over four-bit layers loaded with dtype={stack.dtype!r}: queries and keys "
+                "without an adapter keep that dtype, and torch.cat of rotary positions stops under autocast of the "
+                f"other 16-bit type; let dtype be {stack.autocast!r}, set prepare_model_for_kbit_training=True, or "
+                "put q_proj and k_proj into target_modules"
+            )
+        experts = self.model.num_local_experts is not None and stack.release.fuses_experts
+        if experts and (self.model.intermediate_size % 8 or self.model.hidden_size % 8):
+            raise Unsupported(
+                f"{self.model.name}: transformers={stack.transformers!r} multiplies experts by torch's grouped_mm, "
+                "whose rows must be multiples of 16 bytes: an intermediate_size and a hidden_size that 8 divides; "
+                "use transformers='4.57', where experts are linear layers"
             )
 
     def _checked_granite(self) -> None:
@@ -256,7 +287,32 @@ class Job:
         return "float16" in found
 
     @property
+    def mixes_dtypes(self) -> bool:
+        """Whether trained copies meet weights of another dtype in a product, without autocast to make them one."""
+        method, stack = self.method, self.stack
+        if not isinstance(method, LoRA) or not method.modules_to_save or stack.autocast is not None:
+            return False
+        weights = "float32" if kbit_prepared(method, stack) else stack.dtype
+        if copy_dtype(stack, weights) == weights:
+            return False
+        # What a norm or an embedding makes of 16 bits is raised to float32 by float32 weights.
+        return weights != "float32" or _saves_linear(method, self.model.num_hidden_layers)
+
+    @property
     def fills_cache(self) -> bool:
         """Whether the forward pass builds a KV cache: checkpointing and TRL's fused head switch it off."""
         wanted = self.stack.use_cache and self.stack.release.caches
         return wanted and self.training.gradient_checkpointing == "none" and self.stack.loss != "chunked"
+
+
+def _adapts_rotated(method: LoRA, n_layers: int) -> bool:
+    """Whether every layer's queries and keys have an adapter, whose sum with them is float32 under autocast."""
+    names = [f"model.layers.{i}.self_attn.{p}" for i in range(n_layers) for p in ("q_proj", "k_proj")]
+    return all(is_target(method, name) for name in names)
+
+
+def _saves_linear(method: LoRA, n_layers: int) -> bool:
+    """Whether a copy is multiplied with hidden states: a norm or an embedding is not."""
+    inner = [f"self_attn.{p}_proj" for p in "qkvo"] + [f"mlp.{p}_proj" for p in ("gate", "up", "down")]
+    names = ["lm_head", *(f"model.layers.{i}.{name}" for i in range(n_layers) for name in inner)]
+    return any(is_saved(method, name) for name in names)

@@ -89,6 +89,11 @@ def _on_experts(job: Job) -> Iterator[str]:
 
 def _on_dtypes(job: Job, gpu: Gpu | None) -> Iterator[str]:
     stack = job.stack
+    if job.mixes_dtypes:
+        yield (
+            f"cannot run as it is: adapter_dtype={stack.adapter_dtype!r} casts the copies of modules_to_save, and "
+            "torch multiplies them with nothing of another dtype; set autocast, or adapter_dtype='weights'"
+        )
     uses_bf16 = "bfloat16" in (stack.dtype, stack.autocast)
     if uses_bf16 and job.compute_capability < (8, 0):
         name = gpu.gpu_id if gpu else "compute capability " + ".".join(map(str, job.compute_capability))

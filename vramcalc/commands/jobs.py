@@ -22,11 +22,10 @@ from vramcalc.commands.common import (
 )
 from vramcalc.errors import InvalidValue
 from vramcalc.estimation import estimate as estimate_of
-from vramcalc.fitting import METHODS
-from vramcalc.fitting import fit as fit_of
+from vramcalc.fitting import METHODS, CannotRun, fit_or_why
 from vramcalc.options import noted_settings_of, settings_of, whole_number, with_options
 from vramcalc.terminal import painted, print_json, print_note, print_text
-from vramcalc.verdicts import verdict
+from vramcalc.verdicts import Verdict, verdict
 
 
 @with_options
@@ -45,15 +44,21 @@ def fit(
     """
     methods = [known_method(name) for name in method or METHODS]
     devices, notes = asked_gpus(gpu, gpu_memory)
-    verdicts = fit_of(model, gpus=devices, methods=methods, stack=stack, **noted_settings_of(options))
+    found = fit_or_why(model, gpus=devices, methods=methods, stack=stack, **noted_settings_of(options))
+    verdicts = [v for v in found if isinstance(v, Verdict)]
     for note in notes:
         print_note(note)
     if as_json:
-        print_json([{**summary_of(v), **v.to_dict(remedies=False)} for v in verdicts])
+        print_json(
+            [{**summary_of(v), **v.to_dict(remedies=False)} if isinstance(v, Verdict) else v.to_dict() for v in found]
+        )
     else:
         from vramcalc.render import fit_text
 
         print_text(painted(fit_text(verdicts)))
+        for refused in found:
+            if isinstance(refused, CannotRun):
+                print_text(f"\n{refused.method} on {refused.gpu.gpu_id} {refused.status}: {refused.reason}")
     exit_with(any(v.status != "does not fit" for v in verdicts))
 
 
