@@ -46,6 +46,14 @@ def test_every_combination_of_family_method_checkpointing_and_attention_has_a_ro
     assert covered.missing_core(JOBS) == []
 
 
+@pytest.mark.parametrize("what", covered.LOOPS)
+def test_what_raw_loops_do_has_rows(what: str) -> None:
+    jobs = [job for job in JOBS if covered.LOOPS[what](job)]
+    assert {job.method.kind for job in jobs} == {"full", "lora", "qlora"}
+    assert len({job.model.model_type for job in jobs}) >= 4
+    assert len({job.training.gradient_checkpointing for job in jobs}) == 3
+
+
 def test_a_pair_without_a_row_is_noticed() -> None:
     without = [job for job in JOBS if job.training.optim != "lion_8bit"]
     assert (("method", "qlora"), ("optimizer", "lion_8bit")) in covered.missing(without)
@@ -106,6 +114,9 @@ WITHOUT_EFFECT = {
     *((f"4.{minor}", "additive_mask") for minor in range(36, 42)),
     # Mistral has no SDPA, or no row is as long as its window.
     *((release, "ignores_window") for release in ("4.36", "4.48", "4.49", "4.50", "4.53", "4.54", "4.56")),
+    # Packed sequences are looked for since masks are boolean.
+    *((f"4.{minor}", "packs_unmasked") for minor in range(36, 43)),
+    *((since, "packs_unmasked") for since in ("4.43", "4.45", "4.46", "4.48", "4.49", "4.50")),
 }
 """Traits that change nothing, whatever the job, beside the others of their release."""
 

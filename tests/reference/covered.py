@@ -12,7 +12,7 @@ from typing import get_args
 
 from vramcalc import regimes
 from vramcalc.job import Job
-from vramcalc.specs import Checkpointing, LoRA, LossKind, ModelType, OptimizerName
+from vramcalc.specs import OWN_LOSSES, Checkpointing, LoRA, LossKind, ModelType, OptimizerName
 from vramcalc.trace_grid import read_traces
 
 Pair = tuple[tuple[str, object], tuple[str, object]]
@@ -21,8 +21,15 @@ Axes = dict[str, tuple[tuple[object, ...], Callable[[Job], object]]]
 RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 DENSE = tuple(family for family in get_args(ModelType) if family != "mixtral")
 """Families whose pairs are covered; the mixture of experts has fewer rows, of its own choice."""
-LOSSES = tuple(loss for loss in get_args(LossKind) if loss != "fused_cross_entropy")
-"""Losses that can be traced; only the plugin that brings the other one could."""
+LOSSES = tuple(loss for loss in get_args(LossKind) if loss not in ("fused_cross_entropy", *OWN_LOSSES))
+"""Losses of trainers that can be traced; only the plugin that brings the other one could."""
+LOOPS: dict[str, Callable[[Job], bool]] = {
+    "no attention_mask": lambda j: not j.stack.passes_attention_mask,
+    "gradients zeroed in place": lambda j: not j.stack.zero_grad_set_to_none,
+    "outputs through backward": lambda j: j.stack.keeps_outputs == "backward",
+    **{loss: (lambda j, loss=loss: j.stack.loss == loss) for loss in OWN_LOSSES},  # type: ignore[misc]
+}
+"""What raw loops do, of which every family and every method has a row."""
 SPLIT = 64
 """Kernels and allocator round lengths up to multiples of this or of more. [tokens]"""
 
