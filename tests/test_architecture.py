@@ -86,6 +86,7 @@ LAYERS = (
     {"estimation", "difference", "snapshots"},
     {"verdicts", "grid", "measured_jobs", "campaign_yaml"},
     {"measurements", "campaign"},
+    {"calibration_families"},
     {"calibration_fit"},
     {"calibration_checks"},
     {"calibration_generate", "calibrating"},

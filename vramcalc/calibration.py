@@ -1,9 +1,10 @@
 """How far a prediction may be off, from what measured runs say; the CUDA context, which no walk can see.
 
 Errors are logarithms of measured over predicted. A job's interval is made of the errors of runs in its regime (method
-and attention); where those are few, of wider pools. Repeated runs of one recipe count as one. Where a setting is beyond
-what was checked, an interval is never narrower than that of errors between groups of runs, where every GPU of every
-source counts alike, however many runs it has.
+and attention); where those are few, of wider pools. Repeated runs of one recipe count as one. A job of a family
+(method, loss, kernels, release) that nobody measured has errors stretched by what leaving out families asks for. Where
+a setting is beyond what was checked, an interval is never narrower than that of errors between groups of runs, where
+every GPU of every source counts alike, however many runs it has.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ UNSEEN = 5.0
 _ROOT_UNSEEN = 1.0
 SEGMENT_BYTES = 2 * MIB
 """The least that torch's allocator asks the driver for; no interval is narrower on either side."""
-_APART = ("loss", "fused_cross_entropy")
-"""A setting whose reserved memory differs for a reason that is not known: what its runs say holds for it alone."""
+_APART = "fused_cross_entropy"
+"""A loss that reserves memory for no known reason: its runs, some of which fill their GPU, count for it alone."""
 _PER_SETTING = 0.1
 """Power of the number of settings beyond what was checked, by which errors grow with it."""
 
@@ -122,12 +123,15 @@ class Calibration:
         recipes: that were measured.
         contexts: fitted, by GPU generation.
         tried: terms that were put to the test.
+        stretch: what is added to errors on either side for jobs of a family that no recipe is of, by pool, or pool and
+            regime; see :mod:`vramcalc.calibration_families`.
         note: which calibration it is, where it is not the shipped one, or why it is.
     """
 
     recipes: tuple[Recipe, ...]
     contexts: Mapping[str, ContextTerm]
     tried: tuple[Tried, ...] = ()
+    stretch: Mapping[str, float] = field(default_factory=dict)
     note: str = ""
     _made: dict[Any, Any] = field(default_factory=dict, repr=False)
 
@@ -165,7 +169,12 @@ class Calibration:
         spread = self.spread(pool, like.regime)
         if _apart(pool, like):
             spread = self._once(("apart", pool, like.regime), lambda: self._spread_apart(pool, spread))
-        return Outlook(spread, self.between_groups(pool), beyond**_PER_SETTING if beyond else 0)
+        outside = not beyond and like.family not in self._once(("families", pool), lambda: self._families(pool))
+        own = self.stretch.get(" ".join((pool, *like.regime)), self.stretch.get(pool, 0.0)) if outside else 0.0
+        return Outlook(spread, self.between_groups(pool), beyond**_PER_SETTING if beyond else 0, own)
+
+    def _families(self, pool: Pool) -> set[tuple[str, ...]]:
+        return {r.like.family for r in self.recipes if pool in r.errors}
 
     def _spread_apart(self, pool: Pool, wider: Spread) -> Spread:
         return Spread.of(_errors(pool, (r for r in self.recipes if _apart(pool, r.like))), wider, UNSEEN)
@@ -210,8 +219,7 @@ class Calibration:
 
 
 def _apart(pool: Pool, like: Likeness) -> bool:
-    name, value = _APART
-    return pool == "reserved" and like.traits.get(name) == value
+    return pool == "reserved" and like.traits.get("loss") == _APART
 
 
 def _errors(pool: Pool, recipes: Iterable[Recipe]) -> list[tuple[float, float]]:

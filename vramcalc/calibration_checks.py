@@ -1,4 +1,4 @@
-"""Whether intervals hold what they have not seen: one recipe, model, GPU or source left out at a time."""
+"""Whether intervals hold what they have not seen: a recipe, family, model, GPU or source left out at a time."""
 
 from __future__ import annotations
 
@@ -9,17 +9,21 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from vramcalc.calibration import Calibration, Pool, Recipe, interval_around
+from vramcalc.calibration_families import family_of, stretches
 from vramcalc.calibration_fit import fit
 from vramcalc.conformal import LEVEL
 
-LeftOut = Literal["recipe", "model", "GPU", "source"]
+LeftOut = Literal["recipe", "family", "model", "GPU", "source"]
 LEFT_OUT: tuple[LeftOut, ...] = get_args(LeftOut)
 _KEYS: dict[LeftOut, Callable[[Recipe], tuple[str, ...]]] = {
     "recipe": lambda r: (r.recipe_id,),
+    "family": lambda r: ("|".join(family_of(r)),),
     "model": lambda r: (r.model,),
     "GPU": lambda r: (r.gpu,),
     "source": lambda r: r.sources,
 }
+UNDER = 0.05
+"""Share by which a figure may be above what is predicted before the prediction counts as too low."""
 QUANTITIES = ("blocks", "reserved", "process", "snapshot")
 _POOLS: dict[str, Pool] = {"blocks": "allocated", "reserved": "reserved", "snapshot": "snapshot"}
 
@@ -88,18 +92,19 @@ def _predicted(recipe: Recipe, c: Calibration) -> dict[str, int]:
 
 
 def held_out(recipes: Sequence[Recipe], left_out: LeftOut) -> list[Held]:
-    """Every figure beside the interval of a fit without its recipe, model, GPU or source.
+    """Every figure beside the interval of a fit without its recipe, family, model, GPU or source.
 
     Args:
         recipes: all.
         left_out: what is left out.
     """
     key = _KEYS[left_out]
-    found = []
+    found, whole = [], stretches(recipes)
     for fold in sorted({k for r in recipes for k in key(r)}):
         mine = [r for r in recipes if fold in key(r)]
         rest = [r for r in recipes if fold not in key(r)]
-        without = fit(rest, tried=False)
+        # A recipe's family is still there without it, so that the stretch of others is not asked for.
+        without = fit(rest, tried=False, stretch=whole if left_out == "recipe" else None)
         found += [h for r in mine for h in held(r, without)]
     return found
 
@@ -109,7 +114,7 @@ class Coverage:
     """How intervals did on figures they had not seen.
 
     Attributes:
-        left_out: recipe, model, GPU or source.
+        left_out: recipe, family, model, GPU or source.
         quantity: as in :class:`Held`.
         method: ``full``, ``lora``, ``qlora``, or ``all``.
         attention: ``eager``, ``fused``, or ``all``.
@@ -117,6 +122,7 @@ class Coverage:
         recipes: that they are of.
         covered: share within the interval, every recipe counting alike.
         width: mean, from end to end, as a share of the prediction.
+        under: share of figures that are more than 5 % above what is predicted, which is what hurts.
     """
 
     left_out: str
@@ -127,6 +133,7 @@ class Coverage:
     recipes: int
     covered: float
     width: float
+    under: float
 
 
 def coverage(found: Iterable[Held], left_out: str) -> list[Coverage]:
@@ -147,6 +154,7 @@ def _coverage(left_out: str, key: tuple[str, str, str], found: Sequence[Held]) -
         recipes=len({h.recipe.recipe_id for h in found}),
         covered=weighted(found, lambda h: float(h.covered)),
         width=weighted(found, lambda h: h.width),
+        under=weighted(found, lambda h: float(h.error > math.log1p(UNDER))),
     )
 
 

@@ -31,7 +31,7 @@ _RECIPE = {
 _TRIED = {"name": str, "pool": str, "size": float, "unit": str, "without": float, "with_it": float}
 _SHAPE: dict[str, Any] = {
     "schema": str, "version": int, "made_from": str, "contexts": {"*": _TERM},
-    "tried": [_TRIED], "recipes": [_RECIPE],
+    "tried": [_TRIED], "stretch": {"*": float}, "recipes": [_RECIPE],
 }  # fmt: skip
 _WORDS = {str: "text", int: "a whole number, at least 0", float: "a finite number", list: "a list", dict: "an object"}
 
@@ -172,6 +172,7 @@ def _made(data: Mapping[str, Any]) -> Calibration:
         recipes=tuple(map(_recipe, data["recipes"])),
         contexts={n: ContextTerm(**{**t, "sources": tuple(t["sources"])}) for n, t in data["contexts"].items()},
         tried=tuple(Tried(**t) for t in data["tried"]),
+        stretch=dict(data["stretch"]),
     )
 
 
@@ -192,6 +193,7 @@ def to_json(c: Calibration, made_from: str = "") -> str:
         "made_from": made_from,
         "contexts": {name: asdict(term) for name, term in c.contexts.items()},
     }
+    head["stretch"] = {name: round(factor, _FIGURES) for name, factor in c.stretch.items()}
     lines = [f'"{name}": {json.dumps(value)}' for name, value in head.items() if name not in ("contexts",)]
     contexts = ",\n".join(f' "{n}": {json.dumps(t)}' for n, t in head["contexts"].items())  # type: ignore[attr-defined]
     tried = ",\n".join(f" {json.dumps(_rounded(asdict(t)))}" for t in c.tried)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vramcalc import tables
 from vramcalc.calibration import POOLS, Calibration, ContextTerm, Pool, Recipe, Tried
+from vramcalc.calibration_families import stretches
 from vramcalc.conformal import quantile
 from vramcalc.estimation import estimate_job
 from vramcalc.job import Job
@@ -131,10 +132,17 @@ def merged(recipes: Sequence[Recipe], more: Sequence[Recipe]) -> list[Recipe]:
 # -- the fit -----------------------------------------------------------------------------------------------------------
 
 
-def fit(recipes: Sequence[Recipe], *, tried: bool = True) -> Calibration:
-    """Contexts, the errors of the recipes, and on request terms put to the test."""
+def fit(recipes: Sequence[Recipe], *, tried: bool = True, stretch: Mapping[str, float] | None = None) -> Calibration:
+    """Contexts, the errors of the recipes, and on request terms put to the test.
+
+    Args:
+        recipes: that were measured.
+        tried: put terms to the test.
+        stretch: of intervals of families that nobody measured; by default found by leaving out each family.
+    """
     contexts, tests = _contexts(recipes)
-    return Calibration(tuple(recipes), contexts, (*tests, *_candidates(recipes)) if tried else ())
+    terms = (*tests, *_candidates(recipes)) if tried else ()
+    return Calibration(tuple(recipes), contexts, terms, stretches(recipes) if stretch is None else stretch)
 
 
 def middle(weighted: Iterable[tuple[float, float]]) -> float:

@@ -119,15 +119,17 @@ class Outlook:
         narrow: of the pool at hand.
         wide: of all pools.
         widening: factor on the errors of ``wide``; 0 where nothing lies beyond what was checked.
+        stretch: added to the errors of ``narrow`` on either side, at least 0.
     """
 
     narrow: Spread
     wide: Spread
     widening: float
+    stretch: float = 0.0
 
     def share_up_to(self, error: float) -> float:
         """The probability of an error of at most so much."""
-        near = self.narrow.share_up_to(error)
+        near = self.narrow.share_up_to(math.copysign(max(0.0, abs(error) - self.stretch), error))
         if not self.widening:
             return near
         far = self.wide.share_up_to(error / self.widening)
@@ -136,7 +138,7 @@ class Outlook:
 
     def at(self, share: float) -> float:
         """The least error that has this probability up to it."""
-        near = self.narrow.at(share)
+        near = self.narrow.at(share) + math.copysign(self.stretch, share - 0.5)
         if not self.widening:
             return near
         far = self.wide.at(share) * self.widening

@@ -113,10 +113,7 @@ class Estimate:
     @cached_property
     def context(self) -> Context:
         """CUDA context of the process."""
-        return self._context_by(current())
-
-    def _context_by(self, calibration: Calibration) -> Context:
-        return calibration.context(self._architecture, self.gpu.capability if self.gpu else None)
+        return current().context(self._architecture, self.gpu.capability if self.gpu else None)
 
     @property
     def process_bytes(self) -> int:
@@ -161,7 +158,7 @@ class Estimate:
             raise InvalidValue("level", level, "a share above 0 and below 1, such as 0.9")
         value = getattr(self, _NUMBERS[quantity]) if value_bytes is None else value_bytes
         by = calibration or current()
-        own = interval_around(value, quantity, self.likeness, by, self._context_by(by), level)
+        own = interval_around(value, quantity, self.likeness, by, self.context, level)
         if value_bytes is not None:
             return own
         return own.spanning(other.interval(quantity, level, calibration=calibration) for other in self.others)

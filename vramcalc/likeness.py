@@ -42,6 +42,12 @@ class Likeness:
     traits: Mapping[str, str]
     sizes: Mapping[str, int]
 
+    @property
+    def family(self) -> tuple[str, ...]:
+        """What tells families of recipes apart: method, loss, kernels and release."""
+        told = (self.traits.get(name, "") for name in ("loss", "fused_kernels", "transformers"))
+        return (self.regime[0], *told)
+
 
 def kernel(job: Job) -> str:
     """The attention kernel that runs: ``eager``, ``flash-attn 2``, or the one behind SDPA."""

@@ -11,7 +11,7 @@ from vramcalc.calibration_checks import Coverage
 from vramcalc.plaintext import table
 from vramcalc.units import MIB
 
-_HEADERS = ("left out", "quantity", "method", "attention", "figures", "recipes", "covered", "width")
+_HEADERS = ("left out", "quantity", "method", "attention", "figures", "recipes", "covered", "width", "5 % under")
 
 
 def calibration_text(found: Calibration) -> str:
@@ -54,15 +54,17 @@ def coverage_text(found: Sequence[Coverage], level: float) -> str:
     rows = [
         (
             *(c.left_out, c.quantity, c.method, c.attention, f"{c.figures:,}", c.recipes),
-            *(f"{100 * c.covered:.0f} %", f"{100 * c.width:.1f} %"),
+            *(f"{100 * c.covered:.0f} %", f"{100 * c.width:.1f} %", f"{100 * c.under:.0f} %"),
         )
         for c in found
     ]
     note = (
         f"  covered: figures within the {100 * level:.0f} % interval, every recipe counting alike\n"
-        "  width: from end to end, as a share of the prediction"
+        "  width: from end to end, as a share of the prediction\n"
+        "  5 % under: figures more than 5 % above what is predicted\n"
+        "  family: a source of runs with one method, loss, kind of kernels and release of transformers"
     )
-    return f"{table(rows, _HEADERS, right=(4, 5, 6, 7))}\n{note}"
+    return f"{table(rows, _HEADERS, right=(4, 5, 6, 7, 8))}\n{note}"
 
 
 def refit_text(found: Refit) -> str:

@@ -17,7 +17,8 @@ def calibrate(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would change.")] = False,
     show: Annotated[bool, typer.Option("--show", help="Only say what the calibration in force holds.")] = False,
     left_out: Annotated[
-        bool, typer.Option("--left-out", help="Only check intervals without each recipe, model, GPU and source.")
+        bool,
+        typer.Option("--left-out", help="Only check intervals without a recipe, family, model, GPU or source."),
     ] = False,
     as_json: Json = False,
 ) -> None:
