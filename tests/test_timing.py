@@ -191,6 +191,12 @@ def test_few_published_speeds_widen_the_interval_and_are_counted() -> None:
     assert any(note.startswith("1 published speed on h100-sxm") for note in t.notes)
 
 
+def test_the_fewer_speeds_a_gpu_has_the_wider_its_interval() -> None:
+    """One row, three, four, many; all narrower than none."""
+    widths = [width(step_time(job(seq_len=4096), gpu)) for gpu in ("rtx-3090", "h100-sxm", "rtx-4090", "a100-sxm-80")]
+    assert widths == sorted(widths, reverse=True)
+
+
 def test_lengths_beyond_the_published_ones_widen_the_interval() -> None:
     within, beyond = (step_time(job(seq_len=n), "a100-sxm-80") for n in (8192, 16384))
     assert width(beyond) > width(within)

@@ -14,7 +14,7 @@ from vramcalc.flops import Tokens
 from vramcalc.job import Job
 from vramcalc.matrices import Matrices
 from vramcalc.specs import Gpu
-from vramcalc.timing_model import Prediction, Rates, least_seconds, own_factors, predict, rates
+from vramcalc.timing_model import GPU_SPREAD, Prediction, Rates, least_seconds, own_factors, predict, rates
 from vramcalc.timing_table import TimingTable, timing_table
 from vramcalc.timing_terms import Recipe, Work, work_of
 
@@ -126,8 +126,10 @@ def expected_of(job: Job, device: Device, tokens: Tokens | None, recipe: Recipe 
         found.append((work, times / n, _prediction(work, gpu, at, table)))
     terms = {name: sum(share * p.terms[name] for _, share, p in found) for name in found[0][2].terms}
     unknown = [*said, *_beyond(job, gpu, table, [w for w, _, _ in found])]
-    sigma = math.sqrt(sum(share * p.sigma**2 for _, share, p in found))
     rows = table.checked.rows_on(gpu)
+    # A few rows of one source do not settle a GPU's own factor: what is unknown of it shrinks with their number.
+    unsettled = GPU_SPREAD / math.sqrt(1 + rows) if 0 < rows < _FEW else 0.0
+    sigma = math.sqrt(sum(share * (p.sigma**2 + (unsettled * (1 - p.host_share)) ** 2) for _, share, p in found))
     spread = table.spreads.measured if rows >= _FEW else max(table.spreads.measured, table.spreads.other)
     advice = []
     if max(p.host_share for _, _, p in found) > _SHOWS:
