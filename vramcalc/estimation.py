@@ -290,8 +290,7 @@ def estimate(
         stack: a recipe by name, or a spec.
         gpu: an id such as ``rtx-4090``, or a spec; it decides kernels, workspaces and the context.
         **settings: any field of the method, of ``TrainingSpec`` or of ``Stack``, by name; ``seq_lens=[...]`` is a
-            run of exactly these optimizer steps, the first of which finds no optimizer states, where ``seq_len`` is one
-            that goes on.
+            run of exactly these optimizer steps, the first without optimizer states; ``seq_len`` is one that goes on.
 
     Returns:
         The estimate; reserved memory and the ledger are worked out when first asked for.

@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import NamedTuple
 
+from vramcalc.shadow.segments import Segment, cut, passes
 from vramcalc.shadow.tape import Birth, Tape
 
 WALKED_LAYERS = (3, 4)
@@ -23,21 +24,6 @@ second is where what all layers share is let go."""
 
 class NotRepeatable(Exception):
     """The walked layers differ in a way that no repetition can express."""
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A stretch of events between two marks."""
-
-    phase: str
-    layer: int | None
-    start: int
-    stop: int
-
-    @property
-    def empty(self) -> bool:
-        """Nothing happens in it."""
-        return self.start == self.stop
 
 
 @dataclass(frozen=True)
@@ -85,7 +71,7 @@ class Program:
         end, _, _ = tape.marks[-1]
         self.events = tape.events[:end]
         self.walked, self.n_layers = walked, n_layers
-        self.segments = _cut(tape)
+        self.segments = cut(tape)
         self.instances = [i for i in self._instances() if not self.segments[i.segment].empty]
         self._own, self._home, self._position = self._births_by_segment()
         # A walk of every layer stands for itself; whether a shorter one does is settled here, for good.
@@ -94,7 +80,7 @@ class Program:
     # -- structure ---------------------------------------------------------------------------------------------------
 
     def _instances(self) -> Iterator[Instance]:
-        for group, members in enumerate(_passes(self.segments)):
+        for group, members in enumerate(passes(self.segments)):
             layers = {self.segments[index].layer: index for index in members}
             if None in layers:
                 yield Instance(members[0], None, group)
@@ -300,33 +286,3 @@ class Expansion:
     births: list[int]
     layers: list[int | None]
     starts: list[int]
-
-
-def _cut(tape: Tape) -> list[Segment]:
-    """Segments of a tape, those without events included: they separate passes."""
-    end = tape.marks[-1][0]
-    marks = [m for m in tape.marks if m[0] <= end]
-    return [Segment(phase, layer, start, stop) for (start, phase, layer), (stop, _, _) in pairwise(marks)]
-
-
-def _passes(segments: Sequence[Segment]) -> Iterator[list[int]]:
-    """Indices of segments, grouped where one pass goes over the layers in one direction without repeating any."""
-    members: list[int] = []
-    direction = 0
-    for index, s in enumerate(segments):
-        if s.layer is None:
-            if members:
-                yield members
-            yield [index]
-            members, direction = [], 0
-            continue
-        if members:
-            step = s.layer - segments[members[-1]].layer  # type: ignore[operator]
-            if step * direction < 0 or step == 0 or s.phase != segments[members[-1]].phase:
-                yield members
-                members, direction = [], 0
-            else:
-                direction = step
-        members.append(index)
-    if members:
-        yield members
