@@ -11,6 +11,7 @@ from vramcalc import estimate, tables
 from vramcalc.estimation import estimate_job
 from vramcalc.measurements import Prediction, predict, read_measurements
 from vramcalc.unexplained import unexplained_bytes
+from vramcalc.verdicts import verdict
 
 T4_LOOP: dict[str, Any] = {
     "gpu": "t4",
@@ -112,3 +113,18 @@ def test_a_run_that_fills_its_gpu_is_given_cached_memory_back() -> None:
     assert full.value_bytes is not None
     assert full.error == pytest.approx(0, abs=2e-3)
     assert estimate_job(full.job, full.gpu).reserved_bytes > 1.2 * full.value_bytes
+
+
+EDGE = ("fms-liger-20241203-meta-llama-3-8b-foak-full-g1-b4-smi", FULL)
+
+
+@pytest.mark.parametrize("case_id", EDGE)
+def test_a_run_that_ran_at_the_edge_has_a_chance_to_run_though_it_does_not_fit_as_it_is(case_id: str) -> None:
+    ran = next(p for p in device_used() if p.row["case_id"] == case_id)
+    assert ran.job is not None
+    found = verdict(estimate_job(ran.job, ran.gpu))
+    assert found.status == "tight"
+    assert found.probability_as_is < 0.05 < 0.5 < found.probability
+    plain = found.to_dict(remedies=False)
+    parts = ("probability_as_is", "probability_giving_back", "probability_out_of_memory")
+    assert sum(plain[part] for part in parts) == pytest.approx(1, abs=2e-4)

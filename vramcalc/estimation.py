@@ -157,8 +157,7 @@ class Estimate:
         if not isinstance(level, (int, float)) or not 0 < level < 1:
             raise InvalidValue("level", level, "a share above 0 and below 1, such as 0.9")
         value = getattr(self, _NUMBERS[quantity]) if value_bytes is None else value_bytes
-        by = calibration or current()
-        own = interval_around(value, quantity, self.likeness, by, self.context, level)
+        own = interval_around(value, quantity, self.likeness, calibration or current(), self.context, level)
         if value_bytes is not None:
             return own
         return own.spanning(other.interval(quantity, level, calibration=calibration) for other in self.others)

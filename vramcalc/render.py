@@ -130,7 +130,10 @@ def verdict_text(v: Verdict) -> str:
 def _status(v: Verdict) -> str:
     low, _, high = v.needed_interval
     needed = f"{gib(v.needed_bytes)} needed ({span(low, high)})"
-    return f"{v.status}, {percent(v.probability)}. {needed}, {gib(v.usable_bytes)} {room(v.gpu)}: {v.reason}."
+    part = (
+        "" if v.probability == v.probability_as_is else f" to run, {percent(v.probability_as_is)} without giving back"
+    )
+    return f"{v.status}, {percent(v.probability)}{part}. {needed}, {gib(v.usable_bytes)} {room(v.gpu)}: {v.reason}."
 
 
 def fit_text(verdicts: Sequence[Verdict], *, hints: bool = True) -> str:

@@ -8,6 +8,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from vramcalc import catalog
+from vramcalc.calibration import share_within
+from vramcalc.calibration_files import current
 from vramcalc.errors import DoesNotFit, InvalidValue
 from vramcalc.estimation import Estimate, estimate_job
 from vramcalc.interval import Interval
@@ -34,7 +36,8 @@ class Verdict:
         usable_bytes: what the job can have. [B]
         needed_bytes: what the process takes when memory is plenty. [B]
         reason: the status in words.
-        probability: that the process needs no more than is usable where torch gives no cached memory back.
+        probability: that the job runs, as it is or as torch gives cached memory back.
+        probability_as_is: that it runs without torch giving any back.
     """
 
     status: Status
@@ -44,6 +47,7 @@ class Verdict:
     needed_bytes: int
     reason: str
     probability: float
+    probability_as_is: float
 
     @property
     def needed_interval(self) -> Interval:
@@ -73,6 +77,9 @@ class Verdict:
             "needed_low_bytes": int(self.needed_interval.low),
             "needed_high_bytes": math.ceil(self.needed_interval.high),
             "probability": round(self.probability, 4),
+            "probability_as_is": round(self.probability_as_is, 4),
+            "probability_giving_back": round(self.probability - self.probability_as_is, 4),
+            "probability_out_of_memory": round(1 - self.probability, 4),
             "headroom_bytes": self.headroom_bytes,
             "reason": self.reason,
         }
@@ -109,9 +116,23 @@ def verdict(estimated: Estimate, gpu: str | Gpu | None = None) -> Verdict:
     elif estimated.gpu != device:
         estimated = estimated.on(device)
     usable, needed = device.usable_bytes, estimated.process_bytes
-    probability = estimated.probability(usable)
-    status, reason = _judge(estimated, usable, needed, probability)
-    return Verdict(status, estimated, device, usable, needed, reason, probability)
+    as_is = estimated.probability(usable)
+    status, reason = _judge(estimated, usable, needed, as_is)
+    probability = as_is if as_is >= SAFE else max(as_is, _giving_back(estimated, usable))
+    return Verdict(status, estimated, device, usable, needed, reason, probability, as_is)
+
+
+def _giving_back(estimated: Estimate, usable: int) -> float:
+    """The probability that blocks in use find room where every cached one is given back before torch runs out."""
+    room = usable - estimated.context.n_bytes
+    if estimated.allocated_bytes > room:
+        return 0.0
+    try:
+        n_bytes = estimated.walks.replay_within(room).peak_allocated_bytes
+    except DoesNotFit:
+        return 0.0
+    spread = current().outlook("allocated", estimated.likeness)
+    return share_within(spread, estimated.context, n_bytes, usable)
 
 
 def _judge(estimated: Estimate, usable: int, needed: int, probability: float) -> tuple[Status, str]:
