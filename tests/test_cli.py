@@ -267,7 +267,7 @@ JSON: dict[str, set[str]] = {
     "estimate.verdict": {*VERDICT, "remedies"},
     "estimate.verdict.remedies": {"change", "settings", "saves_bytes", "status", "needed_bytes"},
     "fit": {*SUMMARY, *VERDICT},
-    "max": {*SUMMARY, *VERDICT, "setting", "value", "comfortable", "limited_by"},
+    "max": {*SUMMARY, *VERDICT, "setting", "value", "comfortable", "limited_by", "guarantee"},
     "models": {
         "alias",
         "hf_id",

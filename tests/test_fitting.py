@@ -16,7 +16,7 @@ from vramcalc import Estimate, Gpu, ModelSpec, Verdict, estimate, fit, max_micro
 from vramcalc.alloc_conf import AllocatorSettings
 from vramcalc.calibration_files import current
 from vramcalc.errors import DoesNotFit, InvalidValue, UnknownName, Unsupported
-from vramcalc.largest import Largest
+from vramcalc.largest import LOOKS, NEAR, STEP, Largest
 from vramcalc.remedies import Remedy, first_that_fits
 from vramcalc.specs import QLoRA, Stack
 from vramcalc.units import GIB, MIB
@@ -434,3 +434,29 @@ def test_the_recipe_moves_the_largest() -> None:
     less = largest("seq_len", gpu(GIB), limit=1 << 12)
     more = largest("seq_len", gpu(GIB), limit=1 << 12, stack=Stack(autocast="bfloat16", loss="fused_linear"))
     assert more.value > less.value
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_of_a_small_range_the_largest_is_what_trying_every_value_finds(method: str) -> None:
+    device = gpu(GIB)
+    found = largest("micro_batch_size", device, method, limit=24)
+    fitting = [n for n in range(1, 25) if at("micro_batch_size", n, device, method).status != "does not fit"]
+    assert found.value == max(fitting)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_nothing_that_is_promised_not_to_fit_does(method: str) -> None:
+    device = gpu(GIB)
+    found = largest("seq_len", device, method)
+    first = (found.value // STEP + 1) * STEP
+    above = [*range(found.value + 1, found.value + NEAR + 1), *range(first, first + LOOKS * STEP, STEP)]
+    assert {at("seq_len", n, device, method).status for n in above} == {"does not fit"}
+    assert str(LOOKS) in found.to_dict()["guarantee"]
+
+
+def test_the_search_goes_on_above_a_length_that_does_not_fit() -> None:
+    asked = {"method": "qlora", "gpu": "rtx-4090", "limit": 5600}
+    found = max_seq_len("llama-3.2-1b", **asked)  # type: ignore[arg-type]
+    assert found.value >= 5382
+    between = estimate("llama-3.2-1b", "qlora", gpu="rtx-4090", seq_len=5127)
+    assert verdict(between).status == "does not fit"

@@ -15,6 +15,14 @@ from vramcalc.units import gib
 from vramcalc.verdicts import Status, Verdict, verdict
 
 EITHER: tuple[Status, ...] = ("fits", "tight")
+STEP, LOOKS, NEAR = 64, 8, 4
+"""Multiples of what, and how many of them, are tried above a value that fits; and how many values right above it."""
+
+GUARANTEE = (
+    f"it fits; none of the {NEAR} values above it does, nor of the {LOOKS} multiples of {STEP} above it, up to the "
+    "limit"
+)
+"""What is known of a value that a search found."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +31,7 @@ class Largest:
 
     Attributes:
         setting: its name.
-        value: the largest that fits, be it tightly.
+        value: the largest found to fit, be it tightly; see :data:`GUARANTEE`.
         comfortable: the largest that fits with a probability of 95 %, None when none does.
         verdict: at ``value``.
         limited_by: ``memory``, ``limit`` or ``max_position_embeddings``.
@@ -42,6 +50,7 @@ class Largest:
             "value": self.value,
             "comfortable": self.comfortable,
             "limited_by": self.limited_by,
+            "guarantee": GUARANTEE,
             **self.verdict.to_dict(remedies=False),
         }
 
@@ -115,28 +124,53 @@ def _search(
     return Largest(setting, value, comfortable, _at(job, device, setting, value), reached)
 
 
-def largest_value(job: Job, gpu: Gpu, setting: str, ceiling: int, *, accept: Sequence[Status] = EITHER) -> int:
-    """The largest value up to ``ceiling`` with a verdict among ``accept``.
+def largest_value(
+    job: Job, gpu: Gpu, setting: str, ceiling: int, *, accept: Sequence[Status] = EITHER, climbs: bool = True
+) -> int:
+    """A large value up to ``ceiling`` with a verdict among ``accept``; it fits, and :data:`LOOKS` above it do not.
 
-    Live tensors alone bound the value from above; the allocator is asked below that bound.
+    Reserved memory is not monotone, so a bisection alone can stop below a value that fits. What it finds is therefore
+    raised: to the highest of the next :data:`LOOKS` multiples of :data:`STEP` above that fits, until there is none,
+    then to the highest of the :data:`NEAR` values above. Live tensors alone bound the value from above, by one symbolic
+    grid; the allocator is asked below that bound.
+
+    Args:
+        job: what is searched.
+        gpu: the device.
+        setting: ``micro_batch_size`` or ``seq_len``.
+        ceiling: where the search stops.
+        accept: verdicts that will do.
+        climbs: look above what the bisection finds; without it, the value fits and the next one does not.
 
     Raises:
         DoesNotFit: not even 1.
     """
-    low, high = 0, _bound(job, gpu, setting, ceiling)
+    bound = _bound(job, gpu, setting, ceiling)
+
+    def fits(value: int) -> bool:
+        return _at(job, gpu, setting, value).status in accept
+
+    low, high = 0, bound
     while low < high:
         middle = (low + high + 1) // 2
-        if _at(job, gpu, setting, middle).status in accept:
+        if fits(middle):
             low = middle
         else:
             high = middle - 1
-    if not low:
-        smallest = _at(job, gpu, setting, 1)
-        raise DoesNotFit(
-            f"even {setting} 1 does not fit {gpu.gpu_id}: {gib(smallest.needed_bytes)} needed, "
-            f"{gib(gpu.usable_bytes)} usable; 'vramcalc estimate' with this GPU lists what would help"
-        )
-    return low
+    while low:
+        if not climbs:
+            return low
+        multiples = range((low // STEP + 1) * STEP, bound + 1, STEP)[:LOOKS]
+        above = [*range(low + 1, min(low + NEAR, bound) + 1), *multiples]
+        higher = next((value for value in sorted(set(above), reverse=True) if fits(value)), None)
+        if higher is None:
+            return low
+        low = higher
+    smallest = _at(job, gpu, setting, 1)
+    raise DoesNotFit(
+        f"even {setting} 1 does not fit {gpu.gpu_id}: {gib(smallest.needed_bytes)} needed, "
+        f"{gib(gpu.usable_bytes)} usable; 'vramcalc estimate' with this GPU lists what would help"
+    )
 
 
 def _at(job: Job, gpu: Gpu, setting: str, value: int) -> Verdict:

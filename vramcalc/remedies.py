@@ -178,7 +178,8 @@ def _shorter(found: Verdict) -> Iterator[Change]:
     if found.status != "does not fit":
         return
     try:
-        best = largest_value(found.estimate.job, found.gpu, "seq_len", found.estimate.job.training.seq_len)
+        length = found.estimate.job.training.seq_len
+        best = largest_value(found.estimate.job, found.gpu, "seq_len", length, climbs=False)
     except DoesNotFit:
         return
     yield f"sequences of {best:,} tokens", {"seq_len": best}

@@ -102,6 +102,7 @@ def largest(
 ) -> None:
     """The largest micro batch or the longest sequence that fits.
 
+    More memory is not always reserved for more: the values right above it and the next multiples of 64 are tried, too.
     Without --gpu, on the first GPU of this machine and the memory that is free on it.
     """
     from vramcalc.largest import max_micro_batch_size, max_seq_len
