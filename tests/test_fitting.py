@@ -450,7 +450,8 @@ def test_nothing_that_is_promised_not_to_fit_does(method: str) -> None:
     found = largest("seq_len", device, method)
     first = (found.value // STEP + 1) * STEP
     above = [*range(found.value + 1, found.value + NEAR + 1), *range(first, first + LOOKS * STEP, STEP)]
-    assert {at("seq_len", n, device, method).status for n in above} == {"does not fit"}
+    within = [n for n in above if n <= MODEL.max_position_embeddings]
+    assert not [n for n in within if at("seq_len", n, device, method).status != "does not fit"]
     assert str(LOOKS) in found.to_dict()["guarantee"]
 
 
