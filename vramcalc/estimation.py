@@ -259,8 +259,7 @@ def make_job(
     made = chosen(**given["method"]) if isinstance(method, str) else method.replace(**given["method"])
     if isinstance(stack, str):
         defaults = preset(stack).training
-        # No preset chooses an attention, so that transformers goes by the model's own configuration.
-        own = {"attn_implementation": spec.attn_implementation} if spec.attn_implementation else {}
+        own = {"attn_implementation": spec.attn_implementation or "sdpa"}
         recipe = stack_of(stack, method=kind, **{**own, **given["stack"]})
     else:
         defaults, recipe = {}, stack.replace(**given["stack"])

@@ -147,11 +147,7 @@ def _or(value: Any, default: Any) -> Any:
 
 
 def _by_attribute(config: dict[str, Any], model_type: str) -> dict[str, Any]:
-    """The configuration with every setting under the one name its class has for it.
-
-    References:
-        transformers 5.23 configuration_utils.py, ``wrap_init_to_accept_kwargs`` and ``__setattr__``.
-    """
+    """The configuration with every setting under the one name its class has for it."""
     names = _ATTRIBUTE_MAP.get(model_type, {})
     given = {names[key]: value for key, value in config.items() if key in names}
     return {key: value for key, value in config.items() if key not in names} | given
@@ -243,15 +239,7 @@ def _experts(config: dict[str, Any], model_type: str, name: str) -> dict[str, An
 
 
 def _attn_implementation(config: dict[str, Any], name: str) -> Any:
-    """Attention that the file asks for, None where it leaves the choice.
-
-    Raises:
-        Unsupported: an implementation that is not modelled.
-
-    References:
-        transformers 5.23 configuration_utils.py, ``PreTrainedConfig.__post_init__``: the name with an underscore is
-        set last.
-    """
+    """Attention that the file asks for; the name with an underscore is set last."""
     asked = config.get("_attn_implementation", config.get("attn_implementation"))
     if asked not in (None, *get_args(AttnImplementation)):
         known = ", ".join(map(repr, get_args(AttnImplementation)))
@@ -268,10 +256,6 @@ def _sliding_window(config: dict[str, Any], model_type: str, name: str) -> Any:
     Raises:
         BadConfig: ``layer_types`` that are no list of one name for every layer.
         Unsupported: some layers have a window and some do not, or the kinds of layers do not go with the rest.
-
-    References:
-        transformers 5.23 models/mistral/modeling_mistral.py and models/qwen2/modeling_qwen2.py, ``forward``: Mistral
-        has a window in every layer where one is set, whatever ``layer_types`` says; Qwen goes by ``layer_types``.
     """
     kinds = _layer_types(config, name)
     if model_type == "mixtral":
