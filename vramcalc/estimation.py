@@ -258,9 +258,8 @@ def make_job(
     kind = str(chosen.model_fields["kind"].default)
     made = chosen(**given["method"]) if isinstance(method, str) else method.replace(**given["method"])
     if isinstance(stack, str):
-        defaults = preset(stack).training
-        own = {"attn_implementation": spec.attn_implementation or "sdpa"}
-        recipe = stack_of(stack, method=kind, **{**own, **given["stack"]})
+        defaults, asked = preset(stack).training, spec.attn_implementation or "sdpa"
+        recipe = stack_of(stack, method=kind, **{"attn_implementation": asked} | given["stack"])
     else:
         defaults, recipe = {}, stack.replace(**given["stack"])
     plan = training.replace(**given["training"]) if training else TrainingSpec(**{**defaults, **given["training"]})
