@@ -123,7 +123,7 @@ def test_a_group_is_the_mean_of_its_rows(found: Accuracy) -> None:
         ({"quant": "gptq4"}, "quantisation gptq4"),
         ({"n_gpus": "2"}, "several GPUs"),
         ({"transformers_version": "4.35.2"}, "transformers 4.35"),
-        ({"peft_version": "0.11.1"}, "peft 0.11"),
+        ({"peft_version": "0.10.0"}, "peft 0.10"),
         ({"method": "qlora", "bnb_version": "0.41.3.post2"}, "bitsandbytes 0.41"),
         ({"gpu": "h800-80"}, "GPU h800-80"),
         ({"gpu": "mi300x"}, "GPU mi300x"),

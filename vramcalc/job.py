@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from vramcalc.errors import Unsupported
 from vramcalc.methods.lora import adapts_whole_mlp, copy_dtype, is_saved, is_target, usual_adapter_dtype
-from vramcalc.releases import EXPERTS_CHECKED, minor_release
+from vramcalc.releases import EXPERTS_CHECKED, PEFT_RAISES_ADAPTERS, minor_release
 from vramcalc.specs import (
     OWN_LOSSES,
     FullFineTuning,
@@ -61,6 +61,8 @@ class Job:
             self._checked_fused_kernels()
         if isinstance(self.method, QLoRA) and self.stack.casts_embeddings_to_bf16:
             self._checked_casts(self.method)
+        if isinstance(self.method, LoRA):
+            self._checked_peft(self.method)
         self._checked_dtypes()
         if self._unscales_float16():
             raise Unsupported(
@@ -137,6 +139,16 @@ class Job:
     def taken_for_packed(self) -> bool:
         """Whether sequences get a mask as if they were packed, for want of an ``attention_mask`` and a cache."""
         return self.stack.release.packs_unmasked and not self.stack.passes_attention_mask and not self.fills_cache
+
+    def _checked_peft(self, method: LoRA) -> None:
+        """Refuse float32 adapters beside 16-bit layers where PEFT has no ``autocast_adapter_dtype`` yet."""
+        stack = self.stack
+        raises = stack.adapter_dtype == "float32" and stack.dtype != "float32" and not isinstance(method, QLoRA)
+        if raises and (minor_release(stack.peft) or (0, 0)) < PEFT_RAISES_ADAPTERS:
+            raise Unsupported(
+                f"peft={stack.peft!r} leaves adapters in the dtype of their layers, {stack.dtype}; use peft='0.12' or "
+                "later, or adapter_dtype='weights'"
+            )
 
     def _checked_early(self) -> None:
         """Refuse what releases before 4.43 do in a way that no trace has been compared with, or do not do."""

@@ -142,7 +142,8 @@ def _releases(row: Row) -> dict[str, str]:
 
 
 def _given_releases(row: Row) -> dict[str, str]:
-    return {name: row[column] for name, (column, _) in _VERSIONS.items() if row[column] and _uses(name, row)}
+    given = {name: row.get(column, "") for name, (column, _) in _VERSIONS.items()}
+    return {name: version for name, version in given.items() if version and _uses(name, row)}
 
 
 def _uses(library: str, row: Row) -> bool:

@@ -152,8 +152,11 @@ ROTARY_PRODUCT_UNTIL = (5, 18)
 It is no trait of a release, as it moves nothing but cuBLAS's workspace.
 """
 
-PEFT_CHECKED = ((0, 12), (0, 21))
+PEFT_CHECKED = ((0, 11), (0, 21))
 """First and last minor release of PEFT that is modelled; ``tables/traces.csv`` has rows of most of them."""
+
+PEFT_RAISES_ADAPTERS = (0, 12)
+"""First release that raises 16-bit adapters to float32 (``autocast_adapter_dtype``)."""
 
 BITSANDBYTES_CHECKED = ((0, 43), (0, 50))
 """First and last minor release of bitsandbytes that is modelled.
