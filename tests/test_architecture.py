@@ -42,7 +42,7 @@ LAYERS = (
     },
     {"alloc_conf", "published_rows", "release_dates", "tables", "torch_releases"},
     {"spec_base"},
-    {"gpu_names", "gpu_spec", "published_speeds"},
+    {"gpu_names", "gpu_spec", "model_spec", "published_speeds"},
     {"timing_model"},
     {"specs"},
     {
@@ -62,6 +62,7 @@ LAYERS = (
     {"shadow"},
     {"families"},
     {"methods"},
+    {"refusals"},
     {"job"},
     {"release_span"},
     {"likeness"},
@@ -161,7 +162,7 @@ REPORTING = {"profiling.callback"}
 AT_THE_TOP = {
     "matplotlib": {"figures.picture"},
     "numpy": {"figures.curves", "grid", "shadow.counts"},
-    "pydantic": {"spec_base", "gpu_spec", "specs", "options", "cost", "profiles", "workload"},
+    "pydantic": {"spec_base", "gpu_spec", "model_spec", "specs", "options", "cost", "profiles", "workload"},
     "tabulate": {"plaintext"},
     "yaml": {"campaign_yaml"},
 }

@@ -17,7 +17,7 @@ from vramcalc.folders import data_folder
 from vramcalc.likeness import Likeness
 from vramcalc.reading import read_text
 
-SCHEMA, VERSION = "vramcalc-calibration", 1
+SCHEMA, VERSION = "vramcalc-calibration", 2
 _FIGURES = 6
 _LARGEST = 1 << 63
 """Decimals of errors that are kept: a megabyte of a terabyte."""
@@ -117,6 +117,11 @@ def parse(text: str, where: str, remedy: str = "") -> tuple[Calibration, str]:
     if isinstance(version, int) and version > VERSION:
         raise DataError(
             f"{where}, line 1: version = {shown(version)}: this vramcalc reads up to {VERSION}; update vramcalc"
+        )
+    if isinstance(version, int) and version < VERSION:
+        raise DataError(
+            f"{where}, line 1: version = {shown(version)}: this vramcalc reads {VERSION}; make the file again with "
+            "'vramcalc calibrate'"
         )
     try:
         _check(data, _SHAPE, ())

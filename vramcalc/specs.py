@@ -17,20 +17,21 @@ from vramcalc import patterns
 from vramcalc.alloc_conf import AllocatorSettings, read
 from vramcalc.errors import InvalidValue
 from vramcalc.gpu_spec import Gpu as Gpu
+from vramcalc.model_spec import AttnImplementation as AttnImplementation
+from vramcalc.model_spec import ModelSpec as ModelSpec
+from vramcalc.model_spec import ModelType as ModelType
 from vramcalc.releases import BITSANDBYTES_CHECKED, PEFT_CHECKED, Release, minor_release, release_of
 from vramcalc.spec_base import PositiveCount, Spec, alias, checked, known_torch, known_transformers, published, whole
 from vramcalc.torch_releases import Wheel, wheel_of
 
 DtypeName = Literal["float32", "bfloat16", "float16"]
 Checkpointing = Literal["none", "reentrant", "non_reentrant"]
-AttnImplementation = Literal["sdpa", "eager", "flash_attention_2"]
 SdpaKernel = Literal["auto", "cudnn", "flash", "efficient", "math"]
 KeepsOutputs = Literal["no", "backward", "step", "next_forward"]
 LossKind = Literal["full", "cross_entropy", "shifted_cross_entropy", "chunked", "fused_linear", "fused_cross_entropy"]
 OWN_LOSSES: tuple[LossKind, ...] = ("cross_entropy", "shifted_cross_entropy")
 """Losses that the loop makes of the model's logits."""
 FusedKernels = Literal["none", "fms_acceleration"]
-ModelType = Literal["granite", "llama", "mistral", "mixtral", "qwen2", "qwen3"]
 OptimizerName = Literal[
     "adamw_torch_fused",
     "adamw_torch",
@@ -56,69 +57,6 @@ _CHECKPOINTING_ALIASES = {"non-reentrant": "non_reentrant", "off": "none"}
 
 
 Dtype = Annotated[DtypeName, alias(_DTYPE_ALIASES)]
-
-
-class ModelSpec(Spec):
-    """The numbers of a ``config.json`` that decide memory; field names as transformers spells them."""
-
-    name: str
-    """Hugging Face id, or where the configuration was read from."""
-    model_type: ModelType
-    hidden_size: PositiveCount
-    intermediate_size: PositiveCount
-    num_hidden_layers: Annotated[int, Field(ge=1, le=1_000)]
-    num_attention_heads: Annotated[int, Field(ge=1, le=65_536)]
-    num_key_value_heads: Annotated[int, Field(ge=1, le=65_536)]
-    head_dim: Annotated[int, Field(ge=2, le=4_096)]
-    vocab_size: Annotated[int, Field(ge=2, le=1 << 24)]
-    max_position_embeddings: Annotated[int, Field(ge=1, le=1 << 30)]
-    tie_word_embeddings: bool = False
-    attention_bias: bool = False
-    """Bias on q, k, v and o (granite, llama, qwen3); Qwen2's bias on q, k and v alone is part of its family."""
-    mlp_bias: bool = False
-    sliding_window: Annotated[int, Field(ge=1)] | None = None
-    """Window of every layer, None for full attention."""
-    num_local_experts: PositiveCount | None = None
-    """Experts of every layer (mixtral), None for a dense model."""
-    num_experts_per_tok: PositiveCount | None = None
-    """Experts that a token is sent to (mixtral)."""
-    attn_implementation: Annotated[AttnImplementation | None, Field(exclude_if=lambda given: given is None)] = None
-    """Attention that ``config.json`` itself asks for; a recipe that is given as a :class:`Stack`, or the setting of
-    that name, counts for more."""
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if self.num_attention_heads % self.num_key_value_heads:
-            raise ValueError(
-                f"num_key_value_heads ({self.num_key_value_heads}) to divide num_attention_heads "
-                f"({self.num_attention_heads})"
-            )
-        if self.head_dim % 2:
-            raise ValueError(f"an even head_dim for rotary embeddings, not {self.head_dim}")
-        experts, per_token = self.num_local_experts, self.num_experts_per_tok
-        if (self.model_type == "mixtral") != (experts is not None and per_token is not None):
-            raise ValueError("num_local_experts and num_experts_per_tok for mixtral, and for no other model_type")
-        if experts is not None and per_token is not None and per_token > experts:
-            raise ValueError(f"num_experts_per_tok ({per_token}) of at most num_local_experts ({experts})")
-        return self
-
-    @property
-    def params_total(self) -> int:
-        """Parameters as transformers builds them, tied weights once."""
-        h, i, d = self.hidden_size, self.intermediate_size, self.head_dim
-        q, kv = self.num_attention_heads * d, self.num_key_value_heads * d
-        attention = h * (q + 2 * kv) + q * h
-        if self.model_type == "qwen2":
-            attention += q + 2 * kv
-        elif self.attention_bias:
-            attention += q + 2 * kv + h
-        if self.model_type == "qwen3":
-            attention += 2 * d
-        mlp = 3 * h * i + ((2 * i + h) if self.mlp_bias else 0)
-        if self.num_local_experts is not None:
-            mlp = self.num_local_experts * (mlp + h)
-        embeddings = self.vocab_size * h * (1 if self.tie_word_embeddings else 2)
-        return self.num_hidden_layers * (attention + mlp + 2 * h) + embeddings + h
 
 
 def _names(value: object) -> object:

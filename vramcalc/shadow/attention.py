@@ -310,8 +310,7 @@ def math(e: Engine, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, hea
 
 
 def _safe_softmax(e: Engine, x: Tensor) -> Tensor:
-    shape = x.shape
-    batch, heads, rows, columns = shape
+    batch, heads, rows, columns = shape = x.shape
     node = e.node("safe_softmax", [x], (), _softmax_backward(e, shape, "float32"))
     buffers = in_kernel(e, kernels.safe_softmax(batch, int(heads), rows, columns))
     y = Tensor(Storage(e.tape, shape, "float32", "safe_softmax"), shape, "float32", node)

@@ -1,0 +1,154 @@
+"""Combinations of model, method and recipe that no library runs, or that nobody has compared with a trace."""
+
+from __future__ import annotations
+
+from vramcalc.errors import Unsupported
+from vramcalc.methods.lora import adapts_whole_mlp, is_saved, is_target
+from vramcalc.releases import EXPERTS_CHECKED, PEFT_RAISES_ADAPTERS, minor_release
+from vramcalc.specs import OWN_LOSSES, LoRA, Method, ModelSpec, QLoRA, Stack, kbit_prepared
+
+_EXPERTS = (
+    *(f"block_sparse_moe.{name}" for name in ("gate", "experts.0.w1", "experts.0.w2", "experts.0.w3")),
+    *(f"mlp.{name}" for name in ("gate", *(f"experts.{w}" for w in ("w1", "w2", "w3", "gate_up_proj", "down_proj")))),
+)
+"""Parts of a layer's mixture of experts by the names of any release: PEFT translates old ones."""
+
+
+def refuse(model: ModelSpec, method: Method, stack: Stack) -> None:
+    """Refuse what goes wrong, or is not known, whatever is trained with it.
+
+    Raises:
+        Unsupported: settings that do not go together.
+    """
+    if model.model_type == "granite":
+        _granite(model, stack)
+    if (minor_release(stack.transformers) or (0, 0)) < (4, 43):
+        _early(model, stack)
+    if model.num_local_experts is not None:
+        _experts(model, method, stack)
+    if stack.fused_kernels != "none":
+        _fused_kernels(model, method, stack)
+    if isinstance(method, LoRA):
+        _peft(method, stack)
+    if isinstance(method, QLoRA) and stack.casts_embeddings_to_bf16:
+        _casts(method, stack)
+
+
+def _peft(method: LoRA, stack: Stack) -> None:
+    """Refuse float32 adapters beside 16-bit layers where PEFT has no ``autocast_adapter_dtype`` yet."""
+    raises = stack.adapter_dtype == "float32" and stack.dtype != "float32" and not isinstance(method, QLoRA)
+    if raises and (minor_release(stack.peft) or (0, 0)) < PEFT_RAISES_ADAPTERS:
+        raise Unsupported(
+            f"peft={stack.peft!r} leaves adapters in the dtype of their layers, {stack.dtype}; use peft='0.12' or "
+            "later, or adapter_dtype='weights'"
+        )
+
+
+def _early(model: ModelSpec, stack: Stack) -> None:
+    """Refuse what releases before 4.43 do in a way that no trace has been compared with, or do not do."""
+    release, version = stack.release, f"transformers={stack.transformers!r}"
+    sdpa = stack.attn_implementation == "sdpa"
+    if not stack.passes_attention_mask:
+        raise Unsupported(f"{version} with passes_attention_mask=False has not been checked; use 4.43 or later")
+    if sdpa and model.model_type in release.always_masks | release.without_sdpa:
+        does = "always gives SDPA a mask" if model.model_type in release.always_masks else "has no SDPA"
+        raise Unsupported(
+            f"{model.name}: {version} {does} in {model.model_type}, which has not been checked; use another "
+            "release, or attn_implementation='flash_attention_2'"
+        )
+    if stack.attn_implementation == "eager" and model.model_type in release.causal_buffer:
+        raise Unsupported(
+            f"{model.name}: {version} gives eager attention a mask of every position there could be, "
+            f"{model.max_position_embeddings:,} squared; use another release, or "
+            "attn_implementation='flash_attention_2'"
+        )
+    if model.head_dim * model.num_attention_heads != model.hidden_size or model.mlp_bias:
+        raise Unsupported(
+            f"{model.name}: {version} builds heads of hidden_size / num_attention_heads and an MLP without bias; "
+            "use 4.43 or later"
+        )
+
+
+def _granite(model: ModelSpec, stack: Stack) -> None:
+    """Refuse losses that would have to divide the logits themselves."""
+    if stack.loss not in ("full", "fused_cross_entropy", *OWN_LOSSES):
+        raise Unsupported(
+            f"{model.name}: loss={stack.loss!r} makes logits by itself, and granite's are scaled; use loss='full'"
+        )
+
+
+def _casts(method: QLoRA, stack: Stack) -> None:
+    """Refuse what trains by a name that the cast looks for, and a forward pass over two dtypes."""
+    setting = "casts_embeddings_to_bf16=True"
+    if stack.autocast != "bfloat16":
+        raise Unsupported(f"{setting} goes with autocast='bfloat16': the head is given float32")
+    if any(is_target(method, n) or is_saved(method, n) for n in ("lm_head", "model.embed_tokens")):
+        raise Unsupported(
+            f"{setting} with an adapter on the embedding or the head, or a copy of either, has not been checked; "
+            "leave it out of target_modules and modules_to_save"
+        )
+
+
+def _experts(model: ModelSpec, method: Method, stack: Stack) -> None:
+    """Refuse what has not been compared with a trace of a mixture of experts."""
+    if stack.loss not in ("full", "fused_cross_entropy", *OWN_LOSSES):
+        raise Unsupported(
+            f"{model.name}: loss={stack.loss!r} with a mixture of experts has not been checked; use loss='full'"
+        )
+    names = [f"model.layers.{i}.{m}" for i in range(model.num_hidden_layers) for m in _EXPERTS]
+    if isinstance(method, LoRA) and any(is_saved(method, name) for name in names):
+        raise Unsupported(
+            f"{model.name}: modules_to_save with a router or experts has not been checked; leave them out"
+        )
+    if not stack.release.fuses_experts:
+        return
+    version = f"{model.name}: transformers={stack.transformers!r}"
+    if minor_release(stack.transformers) not in EXPERTS_CHECKED:
+        known = " and ".join(f"{major}.{minor}" for major, minor in EXPERTS_CHECKED)
+        raise Unsupported(
+            f"{version} sorts tokens by expert in a way that has not been checked; use {known}, or 4.57 or earlier"
+        )
+    if stack.dtype != "bfloat16" or kbit_prepared(method, stack):
+        raise Unsupported(
+            f"{version} keeps all experts in one tensor, which bitsandbytes leaves in 16 bits; checked in bfloat16 "
+            "only: set dtype='bfloat16' and, for QLoRA, prepare_model_for_kbit_training=False, which would raise "
+            "the experts to float32; or use transformers='4.57', where experts are linear layers"
+        )
+    if isinstance(method, LoRA) and (
+        isinstance(method.target_modules, str) or any(is_target(method, name) for name in names)
+    ):
+        raise Unsupported(
+            f"{version} has no linear layers in its router and experts, and what PEFT makes of a pattern or of "
+            "their names is not modelled; use target_modules=['q_proj', 'k_proj', 'v_proj', 'o_proj'], or "
+            "transformers='4.57'"
+        )
+
+
+def _fused_kernels(model: ModelSpec, method: Method, stack: Stack) -> None:
+    """Refuse what the plugin does not run, and what has not been compared with it."""
+    setting = f"fused_kernels={stack.fused_kernels!r}"
+    if model.model_type not in ("granite", "llama", "mistral", "mixtral"):
+        raise Unsupported(f"{setting} patches granite, llama, mistral and mixtral here, not {model.model_type}")
+    if stack.loss in ("chunked", *OWN_LOSSES):
+        raise Unsupported(f"{setting} goes with loss='fused_cross_entropy', 'fused_linear' or 'full'")
+    if (stack.autocast or stack.dtype) != stack.dtype or stack.dtype == "float32":
+        raise Unsupported(f"{setting} was compared in 16 bits only: let dtype be 16 bits wide, and autocast the same")
+    if not isinstance(method, LoRA):
+        return
+    if method.modules_to_save:
+        raise Unsupported(f"{setting} with modules_to_save has not been compared; leave one of them out")
+    if not isinstance(method, QLoRA):
+        return
+    if adapts_whole_mlp(method, model.num_hidden_layers):
+        raise Unsupported(
+            f"{setting} with adapters on gate_proj, up_proj and down_proj over four-bit layers stops: the plugin's "
+            "backward pass multiplies tensors of different widths; leave one of them out of target_modules"
+        )
+    if stack.autocast is None or stack.prepare_model_for_kbit_training or not method.bnb_4bit_use_double_quant:
+        raise Unsupported(
+            f"{setting} over four-bit layers needs autocast, prepare_model_for_kbit_training=False and "
+            "bnb_4bit_use_double_quant=True: its products are written over 16-bit inputs, and it unpacks nested "
+            "scales only"
+        )
+    if method.bnb_4bit_compute_dtype != stack.autocast:
+        raise Unsupported(f"{setting} computes in the dtype of autocast; let bnb_4bit_compute_dtype be the same")
