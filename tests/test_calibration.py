@@ -382,7 +382,11 @@ BROKEN: dict[str, tuple[Callable[[str], str], str]] = {
     "empty": (lambda t: "", "line 1: no JSON"),
     "foreign": (lambda t: t.replace(SCHEMA, "other"), "schema = 'other': expected 'vramcalc-calibration'"),
     "a list": (lambda t: "[]", "schema = 'list'"),
-    "newer": (lambda t: t.replace('"version": 1', '"version": 2'), "version = 2: this vramcalc reads up to 1; update"),
+    "newer": (lambda t: t.replace('"version": 2', '"version": 3'), "version = 3: this vramcalc reads up to 2; update"),
+    "older": (
+        lambda t: t.replace('"version": 2', '"version": 1'),
+        "version = 1: this vramcalc reads 2; make the file again",
+    ),
     "a field missing": (lambda t: t.replace('"gpu": ', '"card": ', 1), r"line \d+: recipes\.0\."),
     "not finite": (lambda t: t.replace('"errors": {"allocated": [', '"errors": {"allocated": [NaN, ', 1), "a finite"),
     "text for a number": (lambda t: t.replace('"seq_len": 1024', '"seq_len": "1024"', 1), r"sizes\.seq_len = '1024'"),

@@ -203,6 +203,9 @@ VERDICT = {
     "needed_low_bytes",
     "needed_high_bytes",
     "probability",
+    "probability_as_is",
+    "probability_giving_back",
+    "probability_out_of_memory",
     "headroom_bytes",
     "reason",
 }
@@ -351,6 +354,7 @@ def numbers(value: Any, name: str = "") -> list[tuple[str, Any]]:
 def test_bytes_and_counts_in_json_are_whole_numbers(answers: dict[str, Any], command: str) -> None:
     found = numbers(answers[command])
     reals = {"lora_alpha", "lora_dropout", "max_grad_norm", "level", "probability"}
+    reals |= {f"probability_{part}" for part in ("as_is", "giving_back", "out_of_memory")}
     assert {name for name, n in found if not isinstance(n, int)} <= reals
     assert found
 

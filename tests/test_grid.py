@@ -60,6 +60,9 @@ def test_a_grid_equals_scalars_where_masks_are_padded_to_multiples_of_eight(
     release: tuple[int, int], padded: bool
 ) -> None:
     settings = {"padded": padded, "transformers": "{}.{}".format(*release), "stack": "pure-bf16-loop"}
+    if not padded and (4, 38) <= release <= (4, 39):
+        # Llama's SDPA has a mask in these releases, which is not modelled.
+        settings["attn_implementation"] = "flash_attention_2"
     seq = np.array([1, 7, 8, 63, 64, 512, 513, 1016, 1023, 1024])
     if padded and release < (4, 48):
         with pytest.raises(Unsupported, match="padded=True has not been checked"):

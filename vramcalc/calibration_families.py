@@ -17,8 +17,6 @@ from vramcalc.conformal import LEVEL, quantile
 _ENOUGH = 20
 """Recipes from which on a regime has a stretch of its own; jobs of another one take the pool's."""
 _LARGE = 1 << 40  # of a recipe whose size is not known, so that nothing is taken for covered
-_UNSEEN = 0.5
-"""Weight of the score that nobody has seen; it and the root were chosen by what nested folds cover."""
 
 
 def family_of(recipe: Recipe) -> tuple[str, ...]:
@@ -40,7 +38,8 @@ def stretches(recipes: Sequence[Recipe]) -> Mapping[str, float]:
     """What makes intervals hold their share of families left out, by pool, or pool and regime: added to both ends.
 
     Each figure of a family that is left out is held against its interval by the others: how far outside it lies is a
-    score, and what is added holds a share of the scores, where a family weighs as the root of its recipes.
+    score, and what is added holds a share of the scores, where a family weighs as the root of its recipes, which was
+    chosen by what nested folds cover.
 
     References:
         Romano et al., "Conformalized Quantile Regression", NeurIPS 2019, eq. 6: the additive score.
@@ -64,7 +63,7 @@ def stretches(recipes: Sequence[Recipe]) -> Mapping[str, float]:
                     scores[name] += [(max(low - e, e - high), 1 / len(found) / math.sqrt(len(own))) for e in found]
                     counts[name] += 1
     kept = [name for name in sorted(scores) if " " not in name or counts[name] >= _ENOUGH]
-    return {name: max(0.0, quantile(scores[name], _UNSEEN)) for name in kept}
+    return {name: max(0.0, quantile(scores[name], 0.0)) for name in kept}
 
 
 def stretch_name(pool: Pool, recipe: Recipe) -> str:

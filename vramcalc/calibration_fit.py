@@ -84,6 +84,9 @@ def published(path: Path | None = None) -> list[Recipe]:
         known = p.row["metric"] != "oom" and p.row["seq_kind"] != "max_not_reached"
         if p.job is None or p.gpu is None or not p.value_bytes or not p.predicted_bytes or not known:
             continue
+        if not (p.row["transformers_version"] or p.row.get("torch_version")):
+            # Part of the error is that neither release is known, and no interval may rest on it.
+            continue
         runs = found.setdefault(recipe_id(p.job, p.gpu), _Runs(p.job, p.gpu))
         source = p.row.get("source", "").split("@")[0]
         runs.sources.add(source)
