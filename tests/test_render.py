@@ -286,7 +286,8 @@ def test_what_was_detected_is_called_free() -> None:
         (
             6,
             4096,
-            r"micro_batch_size \d+: tight, > 99 % to run, \d+ % without giving back\. [^:]*: .*\nmicro_batch_size \d+ does not fit\.\n"
+            r"micro_batch_size \d+: tight, > 99 % to run, \d+ % without giving back\. [^:]*: .*\n"
+            r"micro_batch_size \d+ does not fit\.\n"
             r"The largest with a probability of 95 %: \d+\.",
         ),
         (
