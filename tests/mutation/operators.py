@@ -15,11 +15,15 @@ from cosmic_ray.operators.operator import Example, Operator
 from cosmic_ray.operators.zero_iteration_for_loop import ZeroIterationForLoop
 
 _DTYPES = {
-    "float32": "bfloat16", "bfloat16": "float32", "float16": "float32", "int64": "int32", "int32": "int64", "uint8": "int32",
-    "bool": "uint8",
+    "float32": "bfloat16", "bfloat16": "float32", "float16": "float32", "int64": "int32", "int32": "int64",
+    "uint8": "int32", "bool": "uint8",
 }  # fmt: skip
 _COMPARISONS = {"Eq_NotEq", "NotEq_Eq", "Lt_LtE", "LtE_Lt", "Gt_GtE", "GtE_Gt", "Is_IsNot", "IsNot_Is"}
 _BINARY = {"Add_Sub", "Sub_Add", "Mul_FloorDiv", "FloorDiv_Mul", "Mod_Mul"}
+
+
+def _unquoted(node: Any) -> str:
+    return str(node.value.strip("\"'"))
 
 
 class ReplaceDtype(Operator):  # type: ignore[misc]
@@ -27,13 +31,13 @@ class ReplaceDtype(Operator):  # type: ignore[misc]
 
     def mutation_positions(self, node: Any) -> Iterator[Any]:
         """Strings that are dtypes."""
-        if node.type == "string" and node.value.strip("\"'") in _DTYPES:
+        if node.type == "string" and _unquoted(node) in _DTYPES:
             yield node.start_pos, node.end_pos
 
     def mutate(self, node: Any, index: int) -> Any:
         """The other one."""
         assert index == 0
-        return parso.python.tree.String(f'"{_DTYPES[node.value.strip(chr(34) + chr(39))]}"', node.start_pos, node.prefix)
+        return parso.python.tree.String(f'"{_DTYPES[_unquoted(node)]}"', node.start_pos, node.prefix)
 
     @classmethod
     def examples(cls) -> tuple[Example, ...]:

@@ -31,7 +31,8 @@ ROOT = HERE.parent.parent
 PACKAGE = ROOT / "vramcalc"
 MODULES = ("shadow/*.py", "families/*.py", "methods/*.py", "walk.py", "stream.py", "step.py", "ledger.py", "loading.py")
 TESTS = (
-    "allocator", "expandable", "granite", "fused", "mixtral", "grid", "peft_runs", "snapshots", "timeline", "laws", "measured",
+    "allocator", "expandable", "granite", "fused", "mixtral", "grid", "peft_runs", "snapshots", "timeline", "laws",
+    "measured",
 )  # fmt: skip
 """Files of tests that need no torch, quick ones first; every stored trace comes before them."""
 QUICK_ROWS = 120
@@ -147,10 +148,11 @@ def report(chosen: list[Mutant], limit_s: float, output: Path | None) -> int:
             lived.append(mutant)
             place = f"{mutant.path.relative_to(ROOT)}:{mutant.line}"
             took_s = time.monotonic() - start
-            print(f"{place}  {mutant.operator} #{mutant.occurrence} ({took_s:.0f} s)\n  - {mutant.text}\n  + {mutant.change}", flush=True)
+            print(f"{place}  {mutant.operator} ({took_s:.0f} s)\n  - {mutant.text}\n  + {mutant.change}", flush=True)
     if output:
         with output.open("w", newline="") as file:
-            csv.writer(file).writerows([["module", "line", "operator", "which", "reason"], *([*m.key, ""] for m in lived)])
+            columns = ["module", "line", "operator", "which", "reason"]
+            csv.writer(file).writerows([columns, *([*m.key, ""] for m in lived)])
     total = counts["killed"] + counts["survived"]
     share = counts["killed"] / total if total else 1.0
     print(f"{counts['killed']} of {total} killed ({share:.1%}); {counts['equivalent']} equivalent, see equivalent.csv")
@@ -216,5 +218,5 @@ if __name__ == "__main__":
     import numpy
     import pydantic  # before the first fork: every mutant finds them there
 
-    assert hypothesis and numpy and pydantic
+    assert all((hypothesis, numpy, pydantic))
     raise SystemExit(main())
