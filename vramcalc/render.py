@@ -151,7 +151,7 @@ def fit_text(verdicts: Sequence[Verdict], *, hints: bool = True) -> str:
         wrapped_lines(shared_recipe_lines([(v.estimate.job, v.gpu.gpu_id) for v in verdicts])),
         table(rows, ("method", "GPU", "needed", "90 %", room(verdicts[0].gpu), "chance", "verdict"), right=(2, 3, 4, 5))
         + "\n  needed: what torch's allocator reserves, and the CUDA context; with its 90 % interval"
-        + "\n  and the chance that it is no more than is usable",
+        + "\n  and the chance that it runs, by giving cached memory back if need be",
     ]
     too_much = [v for v in verdicts if v.status == "does not fit"]
     if hints and too_much:

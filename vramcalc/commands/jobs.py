@@ -53,12 +53,13 @@ def fit(
             [{**summary_of(v), **v.to_dict(remedies=False)} if isinstance(v, Verdict) else v.to_dict() for v in found]
         )
     else:
+        from vramcalc.plaintext import wrapped_lines
         from vramcalc.render import fit_text
 
         print_text(painted(fit_text(verdicts)))
-        for refused in found:
-            if isinstance(refused, CannotRun):
-                print_text(f"\n{refused.method} on {refused.gpu.gpu_id} {refused.status}: {refused.reason}")
+        refused = [f"{r.method} on {r.gpu.gpu_id} {r.status}: {r.reason}" for r in found if isinstance(r, CannotRun)]
+        if refused:
+            print_text("\n" + wrapped_lines(refused, ""))
     exit_with(any(v.status != "does not fit" for v in verdicts))
 
 
