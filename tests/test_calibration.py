@@ -451,3 +451,13 @@ def test_recipes_are_put_together_by_id() -> None:
     doubled = {r.recipe_id: r for r in merged(found, profiled(rows()))}
     for r in profiled(rows()):
         assert len(doubled[r.recipe_id].errors["allocated"]) == 2
+
+
+def test_what_is_unexplained_says_nothing_of_other_kinds() -> None:
+    def apart(recipe: Recipe) -> bool:
+        return recipe.like.traits["loss"] == "fused_cross_entropy"
+
+    kind = next(r.like for r in shipped().recipes if apart(r) and r.like.regime == ("lora", "fused"))
+    usual = replace(kind, traits={**kind.traits, "loss": "full"})
+    without = shipped().without(apart)
+    assert shipped().outlook("reserved", usual).bounds(LEVEL) == without.outlook("reserved", usual).bounds(LEVEL)

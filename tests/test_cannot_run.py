@@ -51,7 +51,7 @@ def runs(job: Job) -> bool:
 def refused(monkeypatch: pytest.MonkeyPatch, model: ModelSpec, method: str, **settings: Any) -> tuple[bool, Job]:
     """Whether a job is refused for its dtypes, and the job as it would be without that check."""
     with monkeypatch.context() as patched:
-        patched.setattr(Job, "_checked_dtypes", lambda _self: None)
+        patched.setattr("vramcalc.refusals._dtypes", lambda _model, _method, _stack: None)
         job, _ = make_job(model, method, seq_len=8, **settings)
     try:
         make_job(model, method, seq_len=8, **settings)

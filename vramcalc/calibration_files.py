@@ -19,8 +19,9 @@ from vramcalc.reading import read_text
 
 SCHEMA, VERSION = "vramcalc-calibration", 2
 _FIGURES = 6
-_LARGEST = 1 << 63
 """Decimals of errors that are kept: a megabyte of a terabyte."""
+_LARGEST = 1 << 63
+"""No number of a calibration reaches it."""
 _TEXTS, _COUNTS = {"*": str}, {"*": int}
 _TERM = {"n_bytes": int, "low_bytes": int, "high_bytes": int, "runs": int, "recipes": int, "sources": [str]}
 _RECIPE = {
@@ -94,7 +95,7 @@ def read(path: Path, remedy: str = "run 'vramcalc calibrate', or remove the file
     """A calibration, and the digest of the shipped one that it was made from.
 
     Raises:
-        DataError: no such file, no JSON, of a newer version, or a field is wrong; line and field are named.
+        DataError: no such file, no JSON, of another version, or a field is wrong; line and field are named.
     """
     try:
         text = read_text(path)

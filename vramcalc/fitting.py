@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 from vramcalc import catalog
 from vramcalc.errors import Unsupported
 from vramcalc.estimation import Estimate, estimate
-from vramcalc.spec_base import Spec
-from vramcalc.specs import FullFineTuning, Gpu, LoRA, ModelSpec, QLoRA
+from vramcalc.settings import METHOD_CLASSES
+from vramcalc.specs import Gpu, ModelSpec
 from vramcalc.verdicts import Verdict, verdict
 
-METHODS = ("full", "lora", "qlora")
+METHODS = tuple(METHOD_CLASSES)
 
 
 def fit(
@@ -76,8 +76,7 @@ def fit_or_why(
         Unsupported: as ``fit``, where a method runs on none of the GPUs.
     """
     devices = [catalog.gpu(g) for g in gpus]
-    specs: dict[str, type[Spec]] = {"full": FullFineTuning, "lora": LoRA, "qlora": QLoRA}
-    own = {method: set(specs[method].model_fields if method in specs else ()) for method in methods}
+    own = {name: set(METHOD_CLASSES[name].model_fields if name in METHOD_CLASSES else ()) for name in methods}
     of_some = {name for fields in own.values() for name in fields}
     found: list[Verdict | CannotRun] = []
     for method in methods:

@@ -14,7 +14,6 @@ from vramcalc.specs import (
     LoRA,
     Method,
     ModelSpec,
-    QLoRA,
     Stack,
     TrainingSpec,
     kbit_prepared,
@@ -47,7 +46,6 @@ class Job:
             )
         self._checked_release()
         refuse(self.model, self.method, self.stack)
-        self._checked_dtypes()
         if self._unscales_float16():
             raise Unsupported(
                 "autocast='float16' scales the loss, and torch's GradScaler refuses to unscale float16 gradients; "
@@ -124,30 +122,6 @@ class Job:
         """Whether sequences get a mask as if they were packed, for want of an ``attention_mask`` and a cache."""
         return self.stack.release.packs_unmasked and not self.stack.passes_attention_mask and not self.fills_cache
 
-    def _checked_dtypes(self) -> None:
-        """Refuse tensors of two dtypes where torch multiplies or joins only those of one."""
-        stack, method = self.stack, self.method
-        if (
-            isinstance(method, QLoRA)
-            and stack.autocast is not None
-            and {stack.dtype, stack.autocast} == {"bfloat16", "float16"}
-            and not stack.prepare_model_for_kbit_training
-            and not _adapts_rotated(method, self.model.num_hidden_layers)
-        ):
-            raise Unsupported(
-                f"autocast={stack.autocast!r} over four-bit layers loaded with dtype={stack.dtype!r}: queries and keys "
-                "without an adapter keep that dtype, and torch.cat of rotary positions stops under autocast of the "
-                f"other 16-bit type; let dtype be {stack.autocast!r}, set prepare_model_for_kbit_training=True, or "
-                "put q_proj and k_proj into target_modules"
-            )
-        experts = self.model.num_local_experts is not None and stack.release.fuses_experts
-        if experts and (self.model.intermediate_size % 8 or self.model.hidden_size % 8):
-            raise Unsupported(
-                f"{self.model.name}: transformers={stack.transformers!r} multiplies experts by torch's grouped_mm, "
-                "whose rows must be multiples of 16 bytes: an intermediate_size and a hidden_size that 8 divides; "
-                "use transformers='4.57', where experts are linear layers"
-            )
-
     def _unscales_float16(self) -> bool:
         """Whether the scaler meets a float16 gradient; a fused optimizer without clipping unscales by itself."""
         if self.stack.autocast != "float16":
@@ -178,12 +152,6 @@ class Job:
         """Whether the forward pass builds a KV cache: checkpointing and TRL's fused head switch it off."""
         wanted = self.stack.use_cache and self.stack.release.caches
         return wanted and self.training.gradient_checkpointing == "none" and self.stack.loss != "chunked"
-
-
-def _adapts_rotated(method: LoRA, n_layers: int) -> bool:
-    """Whether every layer's queries and keys have an adapter, whose sum with them is float32 under autocast."""
-    names = [f"model.layers.{i}.self_attn.{p}" for i in range(n_layers) for p in ("q_proj", "k_proj")]
-    return all(is_target(method, name) for name in names)
 
 
 def _saves_linear(method: LoRA, n_layers: int) -> bool:

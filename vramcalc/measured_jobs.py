@@ -138,7 +138,8 @@ def settings_of(row: Row) -> dict[str, Any]:
 
 def _releases(row: Row) -> dict[str, str]:
     """Versions that a row gives of the libraries that its run used; of transformers, else when the run was."""
-    return {"transformers": run_on(row), **_given_releases(row)}
+    given = _given_releases(row)
+    return given if "transformers" in given else {"transformers": run_on(row), **given}
 
 
 def _given_releases(row: Row) -> dict[str, str]:

@@ -32,6 +32,7 @@ def refuse(model: ModelSpec, method: Method, stack: Stack) -> None:
         _peft(method, stack)
     if isinstance(method, QLoRA) and stack.casts_embeddings_to_bf16:
         _casts(method, stack)
+    _dtypes(model, method, stack)
 
 
 def _peft(method: LoRA, stack: Stack) -> None:
@@ -152,3 +153,33 @@ def _fused_kernels(model: ModelSpec, method: Method, stack: Stack) -> None:
         )
     if method.bnb_4bit_compute_dtype != stack.autocast:
         raise Unsupported(f"{setting} computes in the dtype of autocast; let bnb_4bit_compute_dtype be the same")
+
+
+def _dtypes(model: ModelSpec, method: Method, stack: Stack) -> None:
+    """Refuse tensors of two dtypes where torch multiplies or joins only those of one."""
+    if (
+        isinstance(method, QLoRA)
+        and stack.autocast is not None
+        and {stack.dtype, stack.autocast} == {"bfloat16", "float16"}
+        and not stack.prepare_model_for_kbit_training
+        and not _adapts_rotated(method, model.num_hidden_layers)
+    ):
+        raise Unsupported(
+            f"autocast={stack.autocast!r} over four-bit layers loaded with dtype={stack.dtype!r}: queries and keys "
+            "without an adapter keep that dtype, and torch.cat of rotary positions stops under autocast of the "
+            f"other 16-bit type; let dtype be {stack.autocast!r}, set prepare_model_for_kbit_training=True, or "
+            "put q_proj and k_proj into target_modules"
+        )
+    experts = model.num_local_experts is not None and stack.release.fuses_experts
+    if experts and (model.intermediate_size % 8 or model.hidden_size % 8):
+        raise Unsupported(
+            f"{model.name}: transformers={stack.transformers!r} multiplies experts by torch's grouped_mm, "
+            "whose rows must be multiples of 16 bytes: an intermediate_size and a hidden_size that 8 divides; "
+            "use transformers='4.57', where experts are linear layers"
+        )
+
+
+def _adapts_rotated(method: LoRA, n_layers: int) -> bool:
+    """Whether every layer's queries and keys have an adapter, whose sum with them is float32 under autocast."""
+    names = [f"model.layers.{i}.self_attn.{p}" for i in range(n_layers) for p in ("q_proj", "k_proj")]
+    return all(is_target(method, name) for name in names)

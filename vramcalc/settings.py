@@ -10,7 +10,8 @@ from vramcalc.specs import FullFineTuning, LoRA, QLoRA, Stack, TrainingSpec
 
 MethodClass = type[FullFineTuning] | type[LoRA]
 _NAMED = {"method": "lora", "stack": "transformers-trainer"}
-_METHODS: dict[str, MethodClass] = {"full": FullFineTuning, "lora": LoRA, "qlora": QLoRA}
+METHOD_CLASSES: dict[str, MethodClass] = {"full": FullFineTuning, "lora": LoRA, "qlora": QLoRA}
+"""Methods by name."""
 
 
 def kind_of(method: object, training: object, stack: object) -> MethodClass:
@@ -27,9 +28,9 @@ def kind_of(method: object, training: object, stack: object) -> MethodClass:
         raise InvalidValue("training", training, "a TrainingSpec", "or give its fields as keywords")
     if isinstance(method, (FullFineTuning, LoRA)):
         return type(method)
-    if str(method) not in _METHODS:
-        raise UnknownName("method", str(method), _METHODS)
-    return _METHODS[str(method)]
+    if str(method) not in METHOD_CLASSES:
+        raise UnknownName("method", str(method), METHOD_CLASSES)
+    return METHOD_CLASSES[str(method)]
 
 
 def by_spec(method: MethodClass, settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
