@@ -15,7 +15,6 @@ from vramcalc.alloc_conf import AllocatorSettings
 from vramcalc.errors import InvalidValue
 from vramcalc.estimation import Estimate
 from vramcalc.hfconfig import to_spec
-from vramcalc.ledger import requested
 from vramcalc.profiling.trace import trace
 from vramcalc.shadow.replay import Replay, replay
 from vramcalc.specs import TrainingSpec
@@ -51,7 +50,7 @@ def one_by_one(found: Estimate, chosen: AllocatorSettings) -> tuple[Replay, int]
     begins = {phase.split(".")[0]: start for start, phase, _ in reversed(tape.marks)}
     n_steps = len(job.training.seq_lens)
     emptied = [begins[f"step{n}"] for n in range(period, n_steps, period)] if period else []
-    sizes = [requested(b) for b in tape.births]
+    sizes = [b.requested_bytes for b in tape.births]
     events = tape.events[: tape.marks[-1][0]]
     current = best = 0
     for index, event in enumerate(events):

@@ -12,7 +12,6 @@ from configs import CONFIGS
 from vramcalc.estimation import make_job
 from vramcalc.hfconfig import to_spec
 from vramcalc.job import Job
-from vramcalc.ledger import requested
 from vramcalc.profiling.trace import Trace, trace
 from vramcalc.step import Loop, Sizes
 from vramcalc.stream import with_workspace_at_product
@@ -82,7 +81,7 @@ def shadow(job: Job) -> tuple[list[int], list[int], int]:
     end = loop.tape.marks[-1][0]
     events = with_workspace_at_product(loop.tape.events[:end], lambda birth: loop.tape.births[birth].op, job.stack)
     start = next(i for i, phase, _ in loop.tape.marks if phase.startswith("step"))
-    return events, [requested(b) for b in loop.tape.births], start
+    return events, [b.requested_bytes for b in loop.tape.births], start
 
 
 def peak(events: list[int], sizes: list[int], start: int) -> int:

@@ -10,7 +10,6 @@ from difflib import SequenceMatcher
 from typing import TYPE_CHECKING
 
 from vramcalc.job import Job
-from vramcalc.ledger import requested
 from vramcalc.step import Sizes
 from vramcalc.stream import with_workspace_at_product
 from vramcalc.units import round_up
@@ -124,7 +123,7 @@ def _predicted_rows(job: Job, lengths: Sequence[int], phase: str, asked: list[in
         inside = _common(name) == _common(phase)
         for index in range(start, end):
             event = events[index]
-            n_bytes = requested(births[event if event >= 0 else ~event])
+            n_bytes = births[event if event >= 0 else ~event].requested_bytes
             total += round_up(n_bytes, 512) if event >= 0 else -round_up(n_bytes, 512)
             if event < 0:
                 continue
@@ -146,7 +145,7 @@ def _predicted_rows(job: Job, lengths: Sequence[int], phase: str, asked: list[in
         birth, layer = births[i], expansion.layers[i]
         module = birth.module if layer is None else birth.module.replace(f".{birth.layer}.", f".{layer}.", 1)
         shape = tuple(int(n) for n in birth.shape)
-        rows.append(LiveRow("prediction", module, birth.op, shape, birth.dtype, requested(birth), made_in[i]))
+        rows.append(LiveRow("prediction", module, birth.op, shape, birth.dtype, birth.requested_bytes, made_in[i]))
     return [r for r in rows if r.n_bytes > SMALL]
 
 

@@ -6,9 +6,8 @@ import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from vramcalc.shadow.dims import product
 from vramcalc.shadow.program import Program
-from vramcalc.shadow.tape import ITEMSIZE, Birth
+from vramcalc.shadow.tape import Birth
 from vramcalc.units import round_up
 
 GROUPS = ("parameters", "gradients", "optimizer", "activations", "temporaries", "workspace", "context")
@@ -65,12 +64,7 @@ class Row:
 
 def size_of(birth: Birth) -> int:
     """Bytes as the allocator counts them: rounded up to 512."""
-    return round_up(int(product(birth.shape)) * ITEMSIZE[birth.dtype], 512)
-
-
-def requested(birth: Birth) -> int:
-    """Bytes as a program asks for them."""
-    return int(product(birth.shape)) * ITEMSIZE[birth.dtype]
+    return round_up(birth.requested_bytes, 512)
 
 
 def rows_at(program: Program, instance: int, event: int) -> list[Row]:
@@ -185,7 +179,7 @@ def instants(
     best: dict[str, tuple[int, int, str]] = {}
     for number, ((stage, name), (highest, after)) in enumerate(zip(stages(program), totals, strict=True)):
         setup = stage in ("loaded", "states")
-        if not setup and steps is not None and step_of(program, number) not in steps:
+        if not setup and steps is not None and program.step_of(number) not in steps:
             continue
         n = after if setup else highest
         if setup or stage not in best or n > best[stage][0]:
@@ -203,11 +197,6 @@ def stages(program: Program) -> list[tuple[str, str]]:
             over_layers.add(phase)
         found.append(_name(phase, instance.layer, phase in over_layers))
     return found
-
-
-def step_of(program: Program, number: int) -> str:
-    """Name of the step an instance belongs to; ``load`` and ``states`` before training."""
-    return program.segments[program.instances[number].segment].phase.split(".")[0]
 
 
 def _name(phase: str, layer: int | None, after_layers: bool) -> tuple[str, str]:

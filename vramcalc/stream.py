@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
-from vramcalc.ledger import requested, step_of
 from vramcalc.releases import ROTARY_PRODUCT_UNTIL, minor_release
 from vramcalc.shadow.program import Expansion, Program
 from vramcalc.shadow.replay import Step
@@ -83,7 +82,7 @@ def plan(lengths: Sequence[int], *, carries: bool) -> tuple[list[int], list[int]
 
 def carries_over(program: Program) -> bool:
     """Whether a step after the second ends what the one before it made: it must then find it by its name."""
-    step = [step_of(program, number) for number in range(len(program.instances))]
+    step = [program.step_of(number) for number in range(len(program.instances))]
     made: dict[int, str] = {}
     for instance, name in zip(program.instances, step, strict=True):
         s = program.segments[instance.segment]
@@ -104,7 +103,7 @@ def stream_of(written: WrittenOut, stack: Stack, empty_before: frozenset[int]) -
         empty_before: places in the order of steps before which the loop empties the allocator's cache.
     """
     program, expansion, n_walked, order = written
-    asked = [requested(b) for b in program.births]
+    asked = [b.requested_bytes for b in program.births]
     starts = _starts(program, expansion.starts, n_walked)
     events = with_workspace_at_product(
         expansion.events, lambda birth: program.births[expansion.births[birth]].op, stack
@@ -142,7 +141,7 @@ def _starts(program: Program, starts: list[int], n_steps: int) -> list[int]:
     """Index of the first event of each step."""
     found: dict[str, int] = {}
     for number, start in enumerate(starts):
-        found.setdefault(step_of(program, number), start)
+        found.setdefault(program.step_of(number), start)
     return [found[step_name(n)] for n in range(n_steps)]
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 
-from vramcalc.ledger import GROUPS, SCENE, group_of, phases_of, size_of, stages, step_of
+from vramcalc.ledger import GROUPS, SCENE, group_of, phases_of, size_of, stages
 from vramcalc.shadow.program import Program
 
 
@@ -66,7 +66,7 @@ def timeline_of(program: Program, step: str | None = None) -> Timeline:
     expansion = program.expand()
     named = stages(program)
     shown = [
-        n for n, (_, name) in enumerate(named) if name not in SCENE and (step is None or step_of(program, n) == step)
+        n for n, (_, name) in enumerate(named) if name not in SCENE and (step is None or program.step_of(n) == step)
     ]
     first, last = shown[0], shown[-1]
     phases = phases_of(program)

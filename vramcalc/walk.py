@@ -14,14 +14,14 @@ from functools import cached_property, lru_cache
 
 from vramcalc.alloc_conf import AllocatorSettings
 from vramcalc.job import Job
-from vramcalc.ledger import SCENE, Instant, Row, instants, rows_at, size_of, step_of
+from vramcalc.ledger import SCENE, Instant, Row, instants, rows_at, size_of
 from vramcalc.loading import read_quantised
-from vramcalc.methods.lora import layers_alike
 from vramcalc.shadow.program import WALKED_LAYERS, NotRepeatable, Program
 from vramcalc.shadow.replay import Replay, replay_steps
 from vramcalc.specs import LoRA, QLoRA
 from vramcalc.step import Loop, Sizes, step_name
 from vramcalc.stream import Stream, WrittenOut, carries_over, plan, stream_of
+from vramcalc.targets import layers_alike
 from vramcalc.timeline import Timeline, timeline_of
 from vramcalc.unexplained import unexplained_bytes
 
@@ -111,7 +111,7 @@ class Walks:
         """Live bytes through the step, event by event; of listed steps, through the one with the peak."""
         number = next(n for instant, n in self._found if instant == self.ranked[0])
         listed = self.job.training.seq_lens is not None
-        return timeline_of(self._program, step_of(self._program, number) if listed else None)
+        return timeline_of(self._program, self._program.step_of(number) if listed else None)
 
     @cached_property
     def _lengths(self) -> tuple[tuple[int, ...], frozenset[int]]:

@@ -77,6 +77,10 @@ class Program:
         # A walk of every layer stands for itself; whether a shorter one does is settled here, for good.
         self._links = self._resolved() if walked < n_layers else []
 
+    def step_of(self, number: int) -> str:
+        """Name of the step an instance belongs to; ``load`` and ``states`` before training."""
+        return self.segments[self.instances[number].segment].phase.split(".")[0]
+
     # -- structure ---------------------------------------------------------------------------------------------------
 
     def _instances(self) -> Iterator[Instance]:

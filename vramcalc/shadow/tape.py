@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vramcalc.shadow.dims import Size
+from vramcalc.shadow.dims import Size, product
 
 if TYPE_CHECKING:
     from vramcalc.shadow.graph import Node
@@ -33,6 +33,11 @@ class Birth:
     def __init__(self, shape: Shape, dtype: str, op: str, module: str, layer: int | None, kind: str) -> None:
         self.shape, self.dtype, self.op, self.module, self.layer, self.kind = shape, dtype, op, module, layer, kind
         self.saved_by = ""
+
+    @property
+    def requested_bytes(self) -> int:
+        """Bytes as the program asks for them; the sizes of the shape must be numbers."""
+        return int(product(self.shape)) * ITEMSIZE[self.dtype]
 
 
 class Tape:
