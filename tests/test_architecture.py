@@ -59,6 +59,7 @@ LAYERS = (
     },
     {"prices"},
     {"cost", "refresh"},
+    {"targets"},
     {"shadow"},
     {"families"},
     {"methods"},

@@ -9,9 +9,9 @@ from vramcalc.calibration_files import current
 from vramcalc.interval import Interval
 from vramcalc.job import Job
 from vramcalc.likeness import kernel
-from vramcalc.methods.lora import usual_adapter_dtype
 from vramcalc.release_dates import UNKNOWN
 from vramcalc.specs import FullFineTuning, Gpu, LoRA, QLoRA, Stack, TrainingSpec
+from vramcalc.targets import usual_adapter_dtype
 from vramcalc.units import GIB
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ from typing import Literal
 
 from vramcalc.errors import InvalidValue, Unsupported
 from vramcalc.matrices import Linear, Matrices
-from vramcalc.methods.lora import is_saved, is_target, layers_alike
 from vramcalc.specs import LoRA, Method, ModelSpec, QLoRA, Stack, TrainingSpec, kbit_prepared
+from vramcalc.targets import is_saved, is_target, layers_alike
 
 What = Literal["layers", "adapters", "attention", "head"]
 Phase = Literal["forward", "recomputation", "input gradients", "weight gradients"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vramcalc.errors import Unsupported
-from vramcalc.methods.lora import copy_dtype, is_saved, is_target, usual_adapter_dtype
 from vramcalc.refusals import refuse
 from vramcalc.releases import minor_release
 from vramcalc.specs import (
@@ -18,6 +17,7 @@ from vramcalc.specs import (
     TrainingSpec,
     kbit_prepared,
 )
+from vramcalc.targets import copy_dtype, is_saved, is_target, usual_adapter_dtype
 
 _SINCE = {"granite": (4, 45), "qwen2": (4, 37), "qwen3": (4, 51)}
 """First release of transformers with a family, where it is not the first that is modelled."""

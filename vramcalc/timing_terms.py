@@ -20,8 +20,8 @@ from typing import Literal
 
 from vramcalc.flops import Flops, Tokens, step_flops
 from vramcalc.matrices import Matrices
-from vramcalc.methods.lora import is_saved, is_target, layers_alike
 from vramcalc.specs import OWN_LOSSES, FullFineTuning, LoRA, Method, QLoRA, Stack, TrainingSpec, kbit_prepared
+from vramcalc.targets import is_saved, is_target, layers_alike
 
 Kernel = Literal["flash", "efficient", "eager"]
 _ACCESSES = {
