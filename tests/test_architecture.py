@@ -17,7 +17,8 @@ import vramcalc
 ROOT = Path(vramcalc.__file__).parent
 
 LAYERS = (
-    {"errors"},
+    {"errors", "version"},
+    {"display"},
     {"conformal"},
     {
         "bugs",
@@ -100,7 +101,7 @@ LAYERS = (
     {"describe"},
     {"render", "render_html", "choices", "figures"},
     {"listings", "options", "render_accuracy", "render_plan", "render_profile", "render_time_accuracy"},
-    {"render_calibration"},
+    {"render_calibration", "renderings"},
     {"agreement", "terminal"},
     {"trace_accuracy"},
     {"render_traces"},
@@ -112,19 +113,9 @@ LAYERS = (
 """Rooms and single modules; each imports from its own layer and from those above it in this list."""
 
 UPWARD = {
-    ("estimation", "render"): "printing a result",
-    ("estimation", "render_html"): "showing a result in a notebook",
-    ("planning", "render_plan"): "printing a plan",
-    ("verdicts", "render"): "printing a verdict",
-    ("verdicts", "render_html"): "showing a verdict in a notebook",
+    ("display", "renderings"): "showing a result",
+    ("display", "progress"): "a bar while somebody watches",
     ("verdicts", "remedies"): "remedies are verdicts themselves, worked out when asked for",
-    ("largest", "render"): "printing the largest",
-    ("grid", "render_html"): "showing a grid in a notebook",
-    ("accuracy", "render_html"): "showing an accuracy in a notebook",
-    ("estimation", "figures"): "drawing a result",
-    ("grid", "figures"): "drawing a grid",
-    ("accuracy", "figures"): "drawing an accuracy",
-    ("accuracy", "cli"): "running as a program",
 }
 """Imports against the order, inside functions only, and what for."""
 

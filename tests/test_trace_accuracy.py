@@ -254,9 +254,9 @@ def test_the_command_says_what_the_library_says(found: TraceAccuracy) -> None:
     assert set(done.json["rows"][0]) >= {*AXES, "trace_id", "status", "predicted_allocated_bytes"}
 
 
-def test_the_module_is_the_command_and_needs_no_torch() -> None:
-    script = "import sys; sys.modules['torch'] = None; import runpy; sys.argv = ['x', 'traces', '--stored'];"
-    done = process(python=("-c", f"{script} runpy.run_module('vramcalc.accuracy', run_name='__main__')"))
+def test_the_command_needs_no_torch() -> None:
+    script = "import sys; sys.modules['torch'] = None; import runpy; sys.argv = ['vramcalc', 'accuracy', 'traces', '--stored'];"
+    done = process(python=("-c", f"{script} runpy.run_module('vramcalc', run_name='__main__')"))
     assert done.status == 0, done.err
     assert done.err == ""
     assert done.out.startswith(f"{len(ROWS)} traces kept in tables/traces.csv")

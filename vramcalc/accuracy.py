@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import statistics
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vramcalc import display
 from vramcalc.measured_jobs import TRAINERS, capacity_bytes
 from vramcalc.measurements import Prediction, predict, read_measurements
 from vramcalc.published_rows import Row
@@ -92,14 +92,10 @@ class Accuracy:
 
     def plot(self) -> Figure:
         """Predicted against measured, and the errors; see :func:`vramcalc.figures.accuracy`."""
-        from vramcalc import figures
-
-        return figures.accuracy(self)
+        return display.figure(self)
 
     def _repr_html_(self) -> str:
-        from vramcalc.render_html import accuracy_html
-
-        return accuracy_html(self)
+        return display.html(self)
 
 
 def accuracy(path: str | Path) -> Accuracy:
@@ -154,15 +150,3 @@ def _groups(predictions: Sequence[Prediction], key_of: Callable[[Prediction], Ke
 
 def _key(p: Prediction) -> Key:
     return p.row["stack"], p.row["method"], p.row["metric"]
-
-
-def main() -> None:
-    """``python -m vramcalc.accuracy``: the command ``vramcalc accuracy``."""
-    from vramcalc.cli import main as run
-
-    sys.argv[1:1] = ["accuracy"]
-    run()
-
-
-if __name__ == "__main__":
-    main()

@@ -11,13 +11,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vramcalc.describe import SHORT_DTYPES, method_line
+from vramcalc import display
 from vramcalc.difference import LiveRow, first_difference
 from vramcalc.errors import InvalidValue, MissingExtra, Unsupported
 from vramcalc.estimation import Estimate, estimate_job, make_job
 from vramcalc.installed import installed_versions
 from vramcalc.job import Job
-from vramcalc.plaintext import table
 from vramcalc.releases import minor_release
 from vramcalc.specs import Gpu, ModelSpec
 
@@ -92,33 +91,7 @@ class Agreement:
         return json.dumps(self.to_dict(), indent=indent)
 
     def __str__(self) -> str:
-        job, traced, predicted = self.estimate.job, self.traced, self.predicted
-        rows = [
-            ("allocated", traced.allocated_bytes, predicted.allocated_bytes, self.allocated_error),
-            ("reserved", traced.reserved_bytes, predicted.reserved_bytes, self.reserved_error),
-        ]
-        cells = [(name, f"{a:,}", f"{b:,}", f"{100 * error:+.4f} %") for name, a, b, error in rows]
-        verdict = "agree" if self.agrees else "DIFFER"
-        parts = [
-            f"{job.model.name}, {job.model.num_hidden_layers} layers: {method_line(job)}",
-            "  traced with " + ", ".join(f"{name} {v}" for name, v in self.trace.versions.items()),
-            table([*cells], ("bytes at the peak", "traced", "predicted", "difference"), right=(1, 2, 3)),
-            table([("traced peak", traced.instant), ("predicted peak", predicted.instant)], ("", "")),
-            f"Allocated peaks {verdict}: asked for is {100 * TOLERANCE:g} %.",
-        ]
-        if self.difference is not None:
-            parts.append(_told(self.difference))
-        return "\n\n".join(parts)
-
-
-def _told(row: LiveRow) -> str:
-    other = "prediction" if row.side == "trace" else "trace"
-    shape = " x ".join(map(str, row.shape)) or "scalar"
-    return (
-        f"First difference at the traced peak: alive in the {row.side}, not in the {other}\n"
-        f"  {row.module or '-'}: {row.what}, {shape}, {SHORT_DTYPES.get(row.dtype, row.dtype) or 'bytes'}, "
-        f"{row.n_bytes:,} bytes, made in {row.phase}"
-    )
+        return display.text(self)
 
 
 def trace_and_estimate(

@@ -10,11 +10,11 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from vramcalc import __version__
 from vramcalc.bugs import end_with
 from vramcalc.commands import calibrating, jobs, known, measuring, money
 from vramcalc.errors import DoesNotFit, VramcalcError
 from vramcalc.terminal import print_error, print_text
+from vramcalc.version import __version__
 
 app = typer.Typer(
     name="vramcalc",

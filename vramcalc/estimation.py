@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from vramcalc import catalog
+from vramcalc import catalog, display
 from vramcalc.calibration import Calibration, interval_around, share_within
 from vramcalc.calibration_files import current
 from vramcalc.conformal import LEVEL
@@ -226,20 +226,14 @@ class Estimate:
         return json.dumps(self.to_dict(), indent=indent)
 
     def __str__(self) -> str:
-        from vramcalc.render import estimate_text
-
-        return estimate_text(self)
+        return display.text(self)
 
     def plot(self, ax: Axes | None = None) -> Figure:
         """Memory through the step by group, the peak marked; see :func:`vramcalc.figures.timeline`."""
-        from vramcalc import figures
-
-        return figures.timeline(self, ax=ax)
+        return display.figure(self, ax=ax)
 
     def _repr_html_(self) -> str:
-        from vramcalc.render_html import estimate_html
-
-        return estimate_html(self)
+        return display.html(self)
 
 
 def make_job(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from vramcalc import catalog
+from vramcalc import catalog, display
 from vramcalc.calibration import interval_around
 from vramcalc.calibration_files import current
 from vramcalc.conformal import LEVEL
@@ -68,10 +68,8 @@ class Grid:
 
     def plot(self, gpu: str | Gpu | None = None, along: str | None = None, ax: Axes | None = None) -> Figure:
         """Peaks along one axis with their intervals, and the line of a GPU; see :func:`vramcalc.figures.grid`."""
-        from vramcalc import figures
-
         low, high = self.bounds(gpu)
-        return figures.grid(self, gpu=gpu, along=along, low_bytes=low, high_bytes=high, ax=ax)
+        return display.figure(self, gpu=gpu, along=along, low_bytes=low, high_bytes=high, ax=ax)
 
     def bounds(self, gpu: str | Gpu | None = None, level: float = LEVEL) -> tuple[Ints, Ints]:
         """Ends of the interval of every peak, arrays of the grid's shape. [B]
@@ -92,9 +90,7 @@ class Grid:
         return low, high
 
     def _repr_html_(self) -> str:
-        from vramcalc.render_html import grid_html
-
-        return grid_html(self)
+        return display.html(self)
 
 
 def estimate_grid(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vramcalc import catalog
+from vramcalc import catalog, display
 from vramcalc.errors import DoesNotFit, InvalidValue
 from vramcalc.estimation import Estimate, estimate_job, make_job
 from vramcalc.job import Job
@@ -55,9 +55,7 @@ class Largest:
         }
 
     def __str__(self) -> str:
-        from vramcalc.render import largest_text
-
-        return largest_text(self)
+        return display.text(self)
 
 
 def max_micro_batch_size(

@@ -89,7 +89,7 @@ def _public_id(gpu: Gpu) -> str:
 
 def versions() -> dict[str, str]:
     """Releases of vramcalc and of the libraries that decide memory and speed, those that are installed."""
-    from vramcalc import __version__
+    from vramcalc.version import __version__
 
     return {"vramcalc": __version__, **installed_versions("accelerate", "torchao")}
 

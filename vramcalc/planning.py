@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from vramcalc import catalog
+from vramcalc import catalog, display
 from vramcalc.cost import Bill, Billing, Rate, bill, offer_rate
 from vramcalc.errors import InvalidValue
 from vramcalc.estimation import Estimate, estimate
@@ -106,9 +106,7 @@ class Plan:
         }
 
     def __str__(self) -> str:
-        from vramcalc.render_plan import plan_text
-
-        return plan_text(self)
+        return display.text(self)
 
 
 def plan(

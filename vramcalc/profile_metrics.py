@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from vramcalc.job import Job
 from vramcalc.profiles import ProfileRow
 
 _MOST_CONTEXT_BYTES = 4 << 30
+
+
+@dataclass(frozen=True)
+class FirstStep:
+    """What ran, and what its first optimizer step took.
+
+    Attributes:
+        row: what ran.
+        peaks: ``allocated_bytes`` and ``reserved_bytes`` of the step; None on a CPU.
+    """
+
+    row: ProfileRow
+    peaks: dict[str, int] | None
 
 
 def as_measurement(row: ProfileRow) -> tuple[dict[str, Any], dict[str, float]]:

@@ -13,7 +13,7 @@ from vramcalc.errors import VramcalcError
 from vramcalc.estimation import estimate_job
 from vramcalc.job import Job
 from vramcalc.plaintext import table, wrapped, wrapped_lines
-from vramcalc.profile_metrics import as_measurement, inconsistencies, job_of
+from vramcalc.profile_metrics import FirstStep, as_measurement, inconsistencies, job_of
 from vramcalc.profiles import Peaks, ProfileRow, Recipe
 from vramcalc.units import gib
 
@@ -182,13 +182,9 @@ def summary_dict(summary: Summary, path: Path) -> dict[str, Any]:
     return {**vars(summary), "outcomes": dict(summary.outcomes), "output": str(path)}
 
 
-def first_step_text(row: ProfileRow, measured: dict[str, int] | None) -> str:
-    """Predicted against measured for the first optimizer step of a run.
-
-    Args:
-        row: what ran.
-        measured: ``allocated_bytes`` and ``reserved_bytes`` of the step; None on a CPU.
-    """
+def first_step_text(step: FirstStep) -> str:
+    """Predicted against measured for the first optimizer step of a run."""
+    row, measured = step.row, step.peaks
     training = row.recipe.training
     length = training.seq_lens[0] if training.seq_lens else training.seq_len
     head = f"vramcalc, first step: {recipe_line(row.recipe)}"

@@ -6,13 +6,36 @@ import textwrap
 from collections import Counter
 from collections.abc import Iterable
 
-from vramcalc.agreement import TOLERANCE
+from vramcalc.agreement import TOLERANCE, Agreement
+from vramcalc.describe import SHORT_DTYPES, method_line
+from vramcalc.difference import LiveRow
 from vramcalc.plaintext import counted, table
 from vramcalc.regimes import REGIME
 from vramcalc.releases import minor_release
 from vramcalc.trace_accuracy import RESERVED_TOLERANCE, Compared, TraceAccuracy
 
 _WIDTH = 98
+
+
+def agreement_text(a: Agreement) -> str:
+    """Both peaks, and the first tensor that only one side has."""
+    job, traced, predicted = a.estimate.job, a.traced, a.predicted
+    rows = [
+        ("allocated", traced.allocated_bytes, predicted.allocated_bytes, a.allocated_error),
+        ("reserved", traced.reserved_bytes, predicted.reserved_bytes, a.reserved_error),
+    ]
+    cells = [(name, f"{a:,}", f"{b:,}", f"{100 * error:+.4f} %") for name, a, b, error in rows]
+    verdict = "agree" if a.agrees else "DIFFER"
+    parts = [
+        f"{job.model.name}, {job.model.num_hidden_layers} layers: {method_line(job)}",
+        "  traced with " + ", ".join(f"{name} {v}" for name, v in a.trace.versions.items()),
+        table([*cells], ("bytes at the peak", "traced", "predicted", "difference"), right=(1, 2, 3)),
+        table([("traced peak", traced.instant), ("predicted peak", predicted.instant)], ("", "")),
+        f"Allocated peaks {verdict}: asked for is {100 * TOLERANCE:g} %.",
+    ]
+    if a.difference is not None:
+        parts.append(_told(a.difference))
+    return "\n\n".join(parts)
 
 
 def traces_text(found: TraceAccuracy, *, rows: bool = False) -> str:
@@ -113,3 +136,13 @@ def _rows(rows: Iterable[Compared]) -> str:
         body.append((c.row.trace_id, peaks[0], peaks[1], errors[0], peaks[2], peaks[3], errors[1]))
     headers = ("row", "allocated", "predicted", "", "reserved", "predicted", "")
     return table(body, headers, right=(1, 2, 3, 4, 5, 6))
+
+
+def _told(row: LiveRow) -> str:
+    other = "prediction" if row.side == "trace" else "trace"
+    shape = " x ".join(map(str, row.shape)) or "scalar"
+    return (
+        f"First difference at the traced peak: alive in the {row.side}, not in the {other}\n"
+        f"  {row.module or '-'}: {row.what}, {shape}, {SHORT_DTYPES.get(row.dtype, row.dtype) or 'bytes'}, "
+        f"{row.n_bytes:,} bytes, made in {row.phase}"
+    )

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from vramcalc.agreement import TOLERANCE, compare, other_release
+from vramcalc.display import track
 from vramcalc.errors import InvalidValue
 from vramcalc.estimation import estimate_job
 from vramcalc.job import Job
-from vramcalc.progress import track
 from vramcalc.regimes import AXES, regime
 from vramcalc.trace_grid import MODELLED, TracedRow, read_traces
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
-from vramcalc import catalog
+from vramcalc import catalog, display
 from vramcalc.calibration import share_within
 from vramcalc.calibration_files import current
 from vramcalc.errors import DoesNotFit, InvalidValue
@@ -88,14 +88,10 @@ class Verdict:
         return found
 
     def __str__(self) -> str:
-        from vramcalc.render import verdict_text
-
-        return verdict_text(self)
+        return display.text(self)
 
     def _repr_html_(self) -> str:
-        from vramcalc.render_html import verdict_html
-
-        return verdict_html(self)
+        return display.html(self)
 
 
 def verdict(estimated: Estimate, gpu: str | Gpu | None = None) -> Verdict:

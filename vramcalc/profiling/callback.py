@@ -122,9 +122,10 @@ class VramcalcCallback(TrainerCallback):  # type: ignore[misc]
 
     def _compare(self) -> None:
         """Predicted and measured, for the one step that was made."""
-        from vramcalc.render_profile import first_step_text
+        from vramcalc import display
+        from vramcalc.profile_metrics import FirstStep
 
-        self._show(first_step_text(self._row({}), self._phases.done().get("whole")))
+        self._show(display.text(FirstStep(self._row({}), self._phases.done().get("whole"))))
 
     def _finish(self) -> None:
         self._over = True
