@@ -255,7 +255,8 @@ def test_the_command_says_what_the_library_says(found: TraceAccuracy) -> None:
 
 
 def test_the_command_needs_no_torch() -> None:
-    script = "import sys; sys.modules['torch'] = None; import runpy; sys.argv = ['vramcalc', 'accuracy', 'traces', '--stored'];"
+    argv = ["vramcalc", "accuracy", "traces", "--stored"]
+    script = f"import runpy, sys; sys.modules['torch'] = None; sys.argv = {argv};"
     done = process(python=("-c", f"{script} runpy.run_module('vramcalc', run_name='__main__')"))
     assert done.status == 0, done.err
     assert done.err == ""

@@ -10,6 +10,7 @@ import sys
 import traceback
 from typing import NoReturn
 
+import vramcalc
 from vramcalc.errors import one_line, printable
 
 STATUS = 70
@@ -32,7 +33,7 @@ def end_with(err: BaseException) -> NoReturn:
 
 def _place(err: BaseException) -> str:
     """The innermost line of vramcalc that was on the way."""
-    folder = os.path.dirname(__file__)
+    folder = os.path.dirname(vramcalc.__file__)
     frames = [f for f in traceback.extract_tb(err.__traceback__) if f.filename.startswith(folder)]
     return f" ({os.path.relpath(frames[-1].filename, folder)}, line {frames[-1].lineno})" if frames else ""
 
