@@ -1,20 +1,45 @@
-"""What README.md promises in words that no generator writes."""
+"""What README.md and the READMEs of the rooms promise in words that no generator writes."""
 
 from __future__ import annotations
 
+import ast
+import importlib.util
 import re
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
 
+import pytest
 from profile_rows import row
 from test_laws import tiny
 
 from vramcalc import verdict
 from vramcalc.campaign_run import Summary
+from vramcalc.cli import app
 from vramcalc.presets import PRESETS
 from vramcalc.profiles import shipped
 from vramcalc.render_profile import summary_dict
 
-README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "vramcalc"
+README = (ROOT / "README.md").read_text()
+CLI = (PACKAGE / "cli" / "README.md").read_text()
+INPUTS = (PACKAGE / "inputs" / "README.md").read_text()
+FOLDERS = ("vramcalc", "tables", "tests")
+DOCUMENTS = [ROOT / "README.md", *sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.md"))]
+ROOMS = ("inputs", "shadow", "memory", "timing", "planning", "profiling", "accuracy", "show", "cli")
+OF_THEIR_OWN = (PACKAGE / "shadow" / "families", PACKAGE / "shadow" / "methods")
+"""Folders inside a room that have a README of their own."""
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def test_a_stranger_reads_it_in_one_sitting() -> None:
+    assert len(README.encode()) < 10 * 1024
 
 
 def test_there_are_exactly_two_set_up_commands_and_both_make_their_own_environment() -> None:
@@ -27,26 +52,139 @@ def test_there_are_exactly_two_set_up_commands_and_both_make_their_own_environme
     assert re.search(r"pip install '\.\[test\]' && \.venv-test/bin/pytest$", commands[1])
 
 
-def test_every_json_field_is_documented() -> None:
-    found = tiny("lora", gpu="t4")
-    fields = {*found.to_dict(), *verdict(found).to_dict(), *found.to_dict()["rows"][0], "remedies"}
-    assert {name for name in fields if f"`{name}`" not in README} == set()
-
-
-def test_every_field_of_a_profile_row_is_documented() -> None:
-    fields = {*row().model_dump(by_alias=True), *summary_dict(Summary(), Path("rows.jsonl"))}
-    assert {name for name in fields if f"`{name}`" not in README} == set()
-
-
 def test_what_the_project_has_not_measured_is_said_as_long_as_it_is_true() -> None:
     assert ("No number in this README rests on a measurement of the project's own yet" in README) == (not [*shipped()])
-
-
-def test_every_recipe_is_listed() -> None:
-    section = README[README.index("## The recipe") : README.index("## Command line")]
-    assert set(re.findall(r"^\| `([a-z0-9-]+)` \|", section, re.MULTILINE)) == set(PRESETS)
 
 
 def test_the_other_project_of_that_name_is_mentioned() -> None:
     assert "finetune-vramcalc" in README
     assert "Another project owns the name" in README
+
+
+# -- JSON and recipes --------------------------------------------------------------------------------------------------
+
+
+def test_every_json_field_is_documented() -> None:
+    found = tiny("lora", gpu="t4")
+    fields = {*found.to_dict(), *verdict(found).to_dict(), *found.to_dict()["rows"][0], "remedies"}
+    assert {field for field in fields if f"`{field}`" not in CLI} == set()
+
+
+def test_every_field_of_a_profile_row_is_documented() -> None:
+    fields = {*row().model_dump(by_alias=True), *summary_dict(Summary(), Path("rows.jsonl"))}
+    assert {field for field in fields if f"`{field}`" not in CLI} == set()
+
+
+def test_every_recipe_is_listed() -> None:
+    section = INPUTS[INPUTS.index("## Recipes") : INPUTS.index("What a loop of one's own does")]
+    assert set(re.findall(r"^\| `([a-z0-9-]+)` \|", section, re.MULTILINE)) == set(PRESETS)
+
+
+# -- Python ------------------------------------------------------------------------------------------------------------
+
+
+def python_blocks(path: Path) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```$", path.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def test_python_is_shown_in_twelve_lines_that_run() -> None:
+    (block,) = python_blocks(ROOT / "README.md")
+    assert len([line for line in block.splitlines() if line]) <= 12
+    exec(compile(block, "README.md", "exec"), {})  # noqa: S102 - the README's own lines
+
+
+@pytest.mark.parametrize("path", [path for path in DOCUMENTS if python_blocks(path)], ids=name)
+def test_what_python_imports_of_vramcalc_is_there(path: Path) -> None:
+    for block in python_blocks(path):
+        for node in ast.parse(block).body:
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("vramcalc"):
+                exec(compile(ast.unparse(node), name(path), "exec"), {})  # noqa: S102 - an import of ours
+
+
+# -- links and files ---------------------------------------------------------------------------------------------------
+
+
+def links(path: Path) -> Iterator[str]:
+    """Relative ones, without what stands in blocks of code."""
+    prose = re.sub(r"^ *```.*?^ *```$", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose):
+        if not re.match(r"[a-z]+:|#", target):
+            yield target.partition("#")[0]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name)
+def test_every_relative_link_leads_somewhere(path: Path) -> None:
+    assert [target for target in links(path) if not (path.parent / target).exists()] == []
+
+
+def listed(folder: Path) -> set[str]:
+    """Files that the README of a folder names, one in each line."""
+    return set(re.findall(r"^- `([\w/]+\.py)`: ", (folder / "README.md").read_text(), re.MULTILINE))
+
+
+def lying(folder: Path) -> set[str]:
+    """Modules of a folder, less those of folders that have a README of their own."""
+    others = [other for other in OF_THEIR_OWN if other != folder]
+    return {
+        str(path.relative_to(folder))
+        for path in folder.rglob("*.py")
+        if path.name != "__init__.py" and not any(path.is_relative_to(other) for other in others)
+    }
+
+
+def is_there(folder: Path) -> bool:
+    """Whether modules have moved in: the room is a package, and so is every folder that its README names files of."""
+    inside = {(folder / file).parent for file in listed(folder)}
+    return all((place / "__init__.py").exists() for place in (folder, *inside))
+
+
+def test_rooms_have_a_readme_that_names_every_file_in_it_once_modules_have_moved_in() -> None:
+    """READMEs say where modules will be; a room without ``__init__.py`` is not there yet and is left out by name."""
+    folders = [*(PACKAGE / room for room in ROOMS), *OF_THEIR_OWN]
+    empty = [name(folder) for folder in folders if not is_there(folder)]
+    wrong = {name(f): sorted(listed(f) ^ lying(f)) for f in folders if is_there(f) and listed(f) != lying(f)}
+    assert wrong == {}
+    assert empty == [] or not (PACKAGE / "cli" / "__init__.py").exists(), "the last room is there, and these are not"
+
+
+def test_the_readme_has_a_line_for_each_room() -> None:
+    assert re.findall(r"^\| \[(\w+)\]\(vramcalc/\w+/README\.md\) \|", README, re.MULTILINE) == list(ROOMS)
+
+
+# -- what is generated -------------------------------------------------------------------------------------------------
+
+
+def script(of: str) -> Any:
+    """A module of ``.ci``, whose neighbours it may import."""
+    sys.path.insert(0, str(ROOT / ".ci"))
+    try:
+        spec = importlib.util.spec_from_file_location(f"ci_{of}", ROOT / ".ci" / f"{of}.py")
+        assert spec
+        assert spec.loader
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(ROOT / ".ci"))
+    return module
+
+
+def test_every_generated_block_has_a_maker_and_every_maker_a_block() -> None:
+    generate = script("generate")
+    marked = {(name(path), m["name"]) for path in DOCUMENTS for m in generate.PART.finditer(path.read_text())}
+    whole = {document for document, block, _ in generate.BLOCKS if not block}
+    assert {(document, block) for document, block, _ in generate.BLOCKS if block} == marked
+    assert {document for document in whole if not (ROOT / document).exists()} == set()
+
+
+def test_the_help_of_every_command_is_there_in_the_order_of_the_help() -> None:
+    commands = [*(c.name or c.callback.__name__ for c in app.registered_commands if c.callback)]
+    groups = [group.name for group in app.registered_groups]
+    assert set(script("commands").COMMANDS) == {*commands, *groups}
+    shown = re.findall(r"^\$ vramcalc (\w+) --help$", CLI, re.MULTILINE)
+    assert shown == re.findall(r"^  (\w+)  +\w", CLI[CLI.index("Commands:") : CLI.index("<!-- end -->")], re.MULTILINE)
+
+
+def test_the_picture_says_in_words_what_it_shows() -> None:
+    root = ElementTree.fromstring((ROOT / "tables" / "pictures" / "step.svg").read_text())  # noqa: S314 - our own
+    assert root.get("role") == "img"
+    assert "Highest at" in root.get("aria-label", "")
