@@ -4,7 +4,9 @@ Errors are logarithms of measured over predicted. A job's interval is made of th
 and attention); where those are few, of wider pools. Repeated runs of one recipe count as one. A job of a family
 (method, loss, kernels, release) that nobody measured has errors stretched by what leaving out families asks for. Where
 a setting is beyond what was checked, an interval is never narrower than that of errors between groups of runs, where
-every GPU of every source counts alike, however many runs it has.
+every GPU of every source counts alike, however many runs it has. How much of their blocks 4-bit weights leave unsplit
+depends on the order in which the loader's threads are done, which differs between runs of one recipe: allocated memory
+may hold none of it, or twice what the replay has.
 """
 
 from __future__ import annotations
@@ -28,8 +30,14 @@ UNSEEN = 5.0
 _ROOT_UNSEEN = 1.0
 SEGMENT_BYTES = 2 * MIB
 """The least that torch's allocator asks the driver for; no interval is narrower on either side."""
-_APART = "fused_cross_entropy"
-"""A loss that reserves memory for no known reason: its runs, some of which fill their GPU, count for it alone."""
+_APART: Mapping[str, Mapping[str, frozenset[str]]] = {
+    "reserved": {"loss": frozenset({"fused_cross_entropy"})},
+    "allocated": {"model_type": frozenset({"mixtral"})},
+}
+"""Traits whose runs count for them alone, by pool: a loss that reserves memory for no known reason, some runs of which
+fill their GPU; and experts, which get as many tokens as the data has for them, where the walk's router is balanced."""
+UNSPLIT = "unsplit"
+"""Name of what loading leaves unsplit among what is predicted of a recipe."""
 _PER_SETTING = 0.1
 """Power of the number of settings beyond what was checked, by which errors grow with it."""
 
@@ -46,7 +54,7 @@ class Recipe:
         sources: where the runs were published, or ``profile``.
         like: what decides which jobs it is like.
         errors: by pool, of every run.
-        predicted_bytes: by pool. [B]
+        predicted_bytes: by pool; :data:`UNSPLIT` is what loading leaves unsplit, where it is known. [B]
         process_bytes: as measured, of every run. [B]
         context_bytes: what was measured beside the allocator, of runs whose reserved memory was measured too. [B]
     """
@@ -219,7 +227,7 @@ class Calibration:
 
 
 def _apart(pool: Pool, like: Likeness) -> bool:
-    return pool == "reserved" and like.traits.get("loss") == _APART
+    return any(like.traits.get(name) in values for name, values in _APART.get(pool, {}).items())
 
 
 def _errors(pool: Pool, recipes: Iterable[Recipe]) -> list[tuple[float, float]]:
@@ -235,7 +243,13 @@ def context_at(context: Context, share: float) -> float:
 
 
 def interval_around(
-    value: int, quantity: str, like: Likeness, calibration: Calibration, context: Context, level: float
+    value: int,
+    quantity: str,
+    like: Likeness,
+    calibration: Calibration,
+    context: Context,
+    level: float,
+    unsplit_bytes: int = 0,
 ) -> Interval:
     """A prediction between its bounds. [B]
 
@@ -246,6 +260,7 @@ def interval_around(
         calibration: whose errors count.
         context: CUDA context of the process.
         level: share of what is measured that the bounds hold.
+        unsplit_bytes: of blocks that loading leaves unsplit, what they have beyond what was asked for. [B]
     """
     if quantity == "process":
         reserved = interval_around(value - context.n_bytes, "reserved", like, calibration, context, level)
@@ -253,11 +268,17 @@ def interval_around(
         return Interval(reserved.low + low, value, reserved.high + high)
     pool: Pool = "reserved" if quantity == "reserved" else "snapshot" if quantity == "snapshot" else "allocated"
     low, high = calibration.outlook(pool, like).bounds(level)
+    least = least_bytes(quantity, like, unsplit_bytes, level)
     return Interval(
-        max(0.0, min(value * math.exp(low), value - SEGMENT_BYTES)),
-        value,
-        max(value * math.exp(high), value + SEGMENT_BYTES),
+        max(0.0, min(value * math.exp(low), value - least)), value, max(value * math.exp(high), value + least)
     )
+
+
+def least_bytes(quantity: str, like: Likeness, unsplit_bytes: int, level: float) -> float:
+    """What an interval has at least on either side: a segment, and the scatter of loading in 4-bit models. [B]"""
+    if quantity not in ("blocks", "snapshot") or like.regime[0] != "qlora":
+        return SEGMENT_BYTES
+    return max(SEGMENT_BYTES, unsplit_bytes * math.log(1 - level) / math.log(1 - LEVEL))
 
 
 def share_within(spread: Outlook, context: Context, n_bytes: float, capacity_bytes: float) -> float:

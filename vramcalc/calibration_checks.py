@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from vramcalc.calibration import Calibration, Pool, Recipe, interval_around
+from vramcalc.calibration import UNSPLIT, Calibration, Pool, Recipe, interval_around
 from vramcalc.calibration_families import family_of, stretches
 from vramcalc.calibration_fit import fit
 from vramcalc.conformal import LEVEL
@@ -72,9 +72,8 @@ class Held:
 def held(recipe: Recipe, c: Calibration, level: float = LEVEL) -> Iterator[Held]:
     """The figures of a recipe beside intervals of a calibration."""
     for quantity, value in _predicted(recipe, c).items():
-        ends = interval_around(
-            value, quantity, recipe.like, c, c.context(recipe.architecture, recipe.capability), level
-        )
+        context, unsplit = c.context(recipe.architecture, recipe.capability), recipe.predicted_bytes.get(UNSPLIT, 0)
+        ends = interval_around(value, quantity, recipe.like, c, context, level, unsplit)
         low, high = math.log(ends.low / value), math.log(ends.high / value)
         process = [math.log(n / value) for n in recipe.process_bytes]
         errors = process if quantity == "process" else recipe.errors[_POOLS[quantity]]

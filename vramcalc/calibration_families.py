@@ -11,11 +11,12 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import get_args
 
-from vramcalc.calibration import SEGMENT_BYTES, Calibration, Pool, Recipe
+from vramcalc.calibration import UNSPLIT, Calibration, Pool, Recipe, least_bytes
 from vramcalc.conformal import LEVEL, quantile
 
 _ENOUGH = 20
 """Recipes from which on a regime has a stretch of its own; jobs of another one take the pool's."""
+_QUANTITY: Mapping[Pool, str] = {"allocated": "blocks", "reserved": "reserved", "snapshot": "snapshot"}
 _LARGE = 1 << 40  # of a recipe whose size is not known, so that nothing is taken for covered
 
 
@@ -54,9 +55,9 @@ def stretches(recipes: Sequence[Recipe]) -> Mapping[str, float]:
                 if not found:
                     continue
                 low, high = without.outlook(pool, recipe.like).bounds(LEVEL)
-                # No interval is narrower than a segment on either side.
-                least = SEGMENT_BYTES / recipe.predicted_bytes.get(
-                    pool, recipe.predicted_bytes.get("allocated", _LARGE)
+                sizes = recipe.predicted_bytes
+                least = least_bytes(_QUANTITY[pool], recipe.like, sizes.get(UNSPLIT, 0), LEVEL) / sizes.get(
+                    pool, sizes.get("allocated", _LARGE)
                 )
                 low, high = min(low, -least), max(high, least)
                 for name in (pool, stretch_name(pool, recipe)):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vramcalc import tables
-from vramcalc.calibration import POOLS, Calibration, ContextTerm, Pool, Recipe, Tried
+from vramcalc.calibration import POOLS, UNSPLIT, Calibration, ContextTerm, Pool, Recipe, Tried
 from vramcalc.calibration_families import stretches
 from vramcalc.conformal import quantile
 from vramcalc.estimation import estimate_job
@@ -92,6 +92,7 @@ def published(path: Path | None = None) -> list[Recipe]:
         runs.sources.add(source)
         run = p.row.get("run_id") or p.row["case_id"]
         runs.add(quantity_of(p.row["metric"]), p.value_bytes, p.predicted_bytes, run)
+        runs.predicted[UNSPLIT] = p.unsplit_bytes
     return [runs.made(name) for name, runs in sorted(found.items())]
 
 
@@ -108,6 +109,7 @@ def profiled(rows: Iterable[ProfileRow]) -> list[Recipe]:
         runs = found.setdefault(recipe_id(job, gpu), _Runs(job, gpu, {"profile"}))
         runs.add("blocks", int(metrics["allocated_max"]), e.block_bytes, str(n))
         runs.add("reserved", int(metrics["reserved_max"]), e.reserved_bytes, str(n))
+        runs.predicted[UNSPLIT] = e.walks.unsplit_bytes
         if "process_used" in metrics:
             runs.add("process", int(metrics["process_used"]), e.reserved_bytes, str(n))
     return [runs.made(name) for name, runs in sorted(found.items())]

@@ -143,8 +143,7 @@ class Estimate:
         """A number between the bounds that hold a share of what is measured. [B]
 
         Args:
-            quantity: ``allocated``, ``blocks``, ``reserved``, ``process``; ``snapshot`` of what is allocated at one
-                moment.
+            quantity: ``allocated``, ``blocks``, ``reserved``, ``process``; ``snapshot`` at one moment.
             level: the share, above 0 and below 1.
             value_bytes: another prediction of the same quantity, such as a snapshot's, of the release modelled.
             calibration: by default the one in force.
@@ -157,7 +156,8 @@ class Estimate:
         if not isinstance(level, (int, float)) or not 0 < level < 1:
             raise InvalidValue("level", level, "a share above 0 and below 1, such as 0.9")
         value = getattr(self, _NUMBERS[quantity]) if value_bytes is None else value_bytes
-        own = interval_around(value, quantity, self.likeness, calibration or current(), self.context, level)
+        unsplit = self.walks.unsplit_bytes if quantity in ("blocks", "snapshot") else 0
+        own = interval_around(value, quantity, self.likeness, calibration or current(), self.context, level, unsplit)
         if value_bytes is not None:
             return own
         return own.spanning(other.interval(quantity, level, calibration=calibration) for other in self.others)
