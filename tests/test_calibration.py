@@ -17,7 +17,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from profile_rows import MEASURED, row
 
-from vramcalc import estimate
+from vramcalc import estimate, tables
 from vramcalc.calibrating import keep, own_profiles, refit
 from vramcalc.calibration import POOLS, SEGMENT_BYTES, Calibration, Pool, Recipe, context_at, interval_around
 from vramcalc.calibration_checks import LEFT_OUT, Coverage, Held, LeftOut, coverage, held_out
@@ -27,10 +27,14 @@ from vramcalc.calibration_fit import fit, merged, profiled
 from vramcalc.conformal import LEVEL, Outlook, Spread, quantile
 from vramcalc.errors import DataError, InvalidValue
 from vramcalc.estimation import Estimate, estimate_job
+from vramcalc.likeness import recipe_id
+from vramcalc.measured_jobs import capacity_bytes
+from vramcalc.measurements import predict, read_measurements
 from vramcalc.profile_metrics import job_of
 from vramcalc.profiles import ProfileRow
 from vramcalc.runtime import documented
 from vramcalc.units import MIB
+from vramcalc.verdicts import verdict
 
 NUMBERS = {
     "allocated": "allocated_bytes", "blocks": "block_bytes", "reserved": "reserved_bytes", "process": "process_bytes"
@@ -321,6 +325,59 @@ def test_a_context_that_was_measured_comes_before_one_that_was_read() -> None:
     assert turing.n_bytes == 140.875 * 2**20 != documented("Turing").n_bytes
     assert documented("Turing").low_bytes < turing.n_bytes < documented("Turing").high_bytes
     assert volta.low_bytes < turing.n_bytes < volta.n_bytes < volta.high_bytes
+
+
+# -- the chance to run -------------------------------------------------------------------------------------------------
+
+FILLED = 0.85
+"""Share of a GPU that a run must have had for its end to be in doubt."""
+
+
+@cache
+def ends() -> list[tuple[bool, float, float]]:
+    """Of published runs that filled their GPU or ran out of memory, a recipe each: whether they ran, the chance that a
+    verdict gives it by a calibration without the recipe, and that without giving cached memory back."""
+    found: dict[tuple[str, bool], tuple[bool, float, float]] = {}
+    rows = read_measurements(tables.directory() / "measurements.csv")
+    for p in predict([r for r in rows if r["n_gpus"] == "1" and doubtful(r)], calibrated=False):
+        if p.job is None or p.gpu is None or p.predicted_bytes is None:
+            continue
+        ran = p.row["metric"] != "oom"
+        key = (recipe_id(p.job, p.gpu), ran)
+        if key in found:
+            continue
+        without = shipped().without_recipe(key[0])
+        with pytest.MonkeyPatch.context() as patch:
+            for module in ("estimation", "verdicts"):
+                patch.setattr(f"vramcalc.{module}.current", lambda without=without: without)
+            v = verdict(estimate_job(p.job, p.gpu))
+        found[key] = (ran, v.probability, v.probability_as_is)
+    return list(found.values())
+
+
+def doubtful(row: dict[str, str]) -> bool:
+    if row["metric"] not in ("device_used", "process_used", "reserved_max"):
+        return row["metric"] == "oom"
+    return bool(row["gpu"]) and int(row["value_bytes"] or 0) >= FILLED * capacity_bytes(row)
+
+
+def test_the_chance_of_a_verdict_is_that_of_running() -> None:
+    ran, not_ran = ([chance for has_run, chance, _ in ends() if has_run is wanted] for wanted in (True, False))
+    assert len(ran) >= 5
+    assert len(not_ran) >= 40
+    assert math.fsum(ran) / len(ran) >= 0.8
+    assert math.fsum(not_ran) / len(not_ran) <= 0.2
+
+
+def test_it_is_nearer_the_truth_than_without_giving_cached_memory_back() -> None:
+    """By the Brier score, over all and over those that ran."""
+    chances, as_is = ([(ran, of[n]) for ran, *of in ends()] for n in (0, 1))
+    assert brier(chances) < 0.01 < brier(as_is)
+    assert brier([pair for pair in chances if pair[0]]) < 0.05
+
+
+def brier(pairs: list[tuple[bool, float]]) -> float:
+    return math.fsum((chance - ran) ** 2 for ran, chance in pairs) / len(pairs)
 
 
 # -- a user's own ------------------------------------------------------------------------------------------------------
