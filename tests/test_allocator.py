@@ -19,7 +19,7 @@ from vramcalc.alloc_conf import AllocatorSettings
 from vramcalc.errors import DoesNotFit, InvalidValue
 from vramcalc.shadow.allocator import CachingAllocator
 from vramcalc.shadow.blocks import UNIT, Block
-from vramcalc.shadow.replay import Replay, replay
+from vramcalc.shadow.replay import Replay, replay, replay_steps
 from vramcalc.units import MIB
 
 any_settings = st.sampled_from(list(SETTINGS.values()))
@@ -323,6 +323,12 @@ def test_a_replay_counts_from_its_start_and_empties_before_events(
     start: int, empty_at: tuple[int, ...], expected: Replay
 ) -> None:
     assert replay([0, ~0, 1], [40 * MIB, 12 * MIB], start=start, empty_at=empty_at) == expected
+
+
+@pytest.mark.parametrize(("asked", "unsplit"), [(12 * MIB, 0), (12 * MIB - MIB // 2, MIB // 2), (11 * MIB - 512, 0)])
+def test_what_loading_leaves_unsplit_is_told(asked: int, unsplit: int) -> None:
+    """In a hole of 12 MiB: up to 1 MiB stays with a block."""
+    assert replay_steps([0, ~0, 1], [], [], [12 * MIB, asked]).unsplit_bytes == unsplit
 
 
 # -- laws ------------------------------------------------------------------------------------------------------------

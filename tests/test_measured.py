@@ -11,6 +11,7 @@ from vramcalc import estimate, tables
 from vramcalc.estimation import estimate_job
 from vramcalc.measurements import Prediction, predict, read_measurements
 from vramcalc.unexplained import unexplained_bytes
+from vramcalc.units import MIB
 from vramcalc.verdicts import verdict
 
 T4_LOOP: dict[str, Any] = {
@@ -105,6 +106,23 @@ def test_a_run_of_a_release_with_rotary_tables_is_met(date: str) -> None:
     rows = read_measurements(tables.directory() / "measurements.csv")
     (found,) = predict([r for r in rows if r["case_id"] == f"fms-base-{date}-mistral-7b-none-lora-g1-b4-amax"])
     assert found.error == pytest.approx(0, abs=5e-5)
+
+
+@pytest.mark.parametrize(
+    ("case_id", "off"),
+    [
+        ("fitcheck-t4-0915-tinyllama-1-1b-chat-v1-0-lora-r32-b2-s1024-eager-load", 0),
+        ("fitcheck-t4-0915-qwen2-5-1-5b-instruct-lora-r32-b2-s1024-eager-load", 1e-5),
+        ("fitcheck-t4-0915-tinyllama-1-1b-chat-v1-0-qlora-r32-b2-s1024-eager-load", 1e-3),
+        ("cift-4080-qwen2-5-0-5b-instruct-lora-s1024-b1-r16-after-lora-attach", 1e-4),
+        ("cift-4080-qwen2-5-1-5b-instruct-qlora-s512-b1-r16-after-first-optimizer-step", 1e-3),
+    ],
+)
+def test_what_is_allocated_at_a_moment_counts_what_loading_left_unsplit(case_id: str, off: float) -> None:
+    (row,) = (r for r in read_measurements(tables.directory() / "measurements.csv") if r["case_id"] == case_id)
+    (found,) = predict([row])
+    assert found.unsplit_bytes > MIB // 2, "or nothing is tested"
+    assert found.error == pytest.approx(0, abs=off)
 
 
 def test_a_run_that_fills_its_gpu_is_given_cached_memory_back() -> None:

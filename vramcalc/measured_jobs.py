@@ -42,11 +42,11 @@ _SNAPSHOTS = {
     "phase:after_lora_attach": "loaded",
     "phase:after_first_forward": "step0.forward",
     "phase:after_first_backward": "step0.backward",
-    "phase:after_first_optimizer_step": "step0.optimizer",
+    "phase:after_first_optimizer_step": "step0.zero_grad",
     "allocated_avg_step_end": "step1.optimizer",
     "allocated_end_of_train": "step1.zero_grad",
 }
-"""What is allocated between two phases."""
+"""What is allocated between two phases; after the first step without its gradients, as the loop drops them before."""
 METRICS = (
     *("allocated_max", "reserved_max", "process_used", "device_used", "oom"),
     *_PEAKS,
@@ -69,7 +69,7 @@ def measured(found: Estimate, row: Row, *, attached_later: bool = False) -> int:
     """
     metric = row["metric"]
     if metric == "phase:after_load" and attached_later:
-        return snapshots(found.walks)["base loaded"]
+        return snapshots(found.walks)["base loaded"] + found.walks.unsplit_bytes
     less = _FIRST_SEGMENT_BYTES if row["stack"] == "peft-loop" else 0
     match metric:
         case "allocated_max":
@@ -81,8 +81,11 @@ def measured(found: Estimate, row: Row, *, attached_later: bool = False) -> int:
         case "oom":
             return found.process_bytes
     if metric in _PEAKS:
-        return max(i.n_bytes for i in found.instants if i.name.startswith(_PEAKS[metric]))
-    return snapshots(found.walks)[_SNAPSHOTS[metric]] - less
+        return max(i.n_bytes for i in found.instants if i.name.startswith(_PEAKS[metric])) + found.walks.unsplit_bytes
+    at, moment = snapshots(found.walks), _SNAPSHOTS[metric]
+    # Gradients that are dropped at the start of the next step are still there.
+    alive = at.get(moment, at[moment.replace("zero_grad", "optimizer")])
+    return alive + found.walks.unsplit_bytes - less
 
 
 def reserved_on_its_gpu(found: Estimate) -> int:

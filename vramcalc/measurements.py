@@ -48,6 +48,7 @@ class Prediction:
         gpu: that it ran on, None where that is not known.
         low_bytes: lower end of the interval, made without runs of the same recipe. [B]
         high_bytes: its upper end. [B]
+        unsplit_bytes: of blocks that loading leaves unsplit, what they have beyond what was asked for. [B]
     """
 
     row: Row
@@ -57,6 +58,7 @@ class Prediction:
     gpu: Gpu | None = field(default=None, repr=False)
     low_bytes: int | None = None
     high_bytes: int | None = None
+    unsplit_bytes: int = 0
 
     @property
     def value_bytes(self) -> int | None:
@@ -171,9 +173,10 @@ def predict(rows: Sequence[Row], *, calibrated: bool = True) -> Iterator[Predict
 def _predicted(row: Row, attached_later: bool, calibrated: bool) -> Prediction:
     found = estimate(row["model"], row["method"], **settings_of(row))
     if not calibrated and quantity_of(row["metric"]) == "process":
-        return Prediction(row, reserved_on_its_gpu(found), "", found.job, found.gpu)
+        value = reserved_on_its_gpu(found)
+        return Prediction(row, value, "", found.job, found.gpu, unsplit_bytes=found.walks.unsplit_bytes)
     value = measured(found, row, attached_later=attached_later)
-    bare = Prediction(row, value, "", found.job, found.gpu)
+    bare = Prediction(row, value, "", found.job, found.gpu, unsplit_bytes=found.walks.unsplit_bytes)
     if not calibrated:
         return bare
     others = (

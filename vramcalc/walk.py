@@ -177,6 +177,11 @@ class Walks:
             self._replays[settings, reads] = found
         return self._replays[settings, reads]
 
+    @property
+    def unsplit_bytes(self) -> int:
+        """Of blocks that loading leaves unsplit, what they have beyond what was asked for. [B]"""
+        return self.replay(self.job.stack.allocator).unsplit_bytes
+
     def replay_within(self, limit_bytes: int) -> Replay:
         """The replay under the recipe's settings where segments have only so much: cached blocks are given back first.
 

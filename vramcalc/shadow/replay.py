@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from vramcalc.alloc_conf import AllocatorSettings
 from vramcalc.shadow.allocator import CachingAllocator
-from vramcalc.shadow.blocks import Block
+from vramcalc.shadow.blocks import UNIT, Block
+from vramcalc.units import round_up
 
 
 @dataclass(frozen=True)
@@ -19,12 +20,14 @@ class Replay:
         peak_reserved_bytes: highest sum of segments.
         end_reserved_bytes: segments at the end.
         retries: times everything unused was given back.
+        unsplit_bytes: of blocks in use at the end of loading, what they have beyond what was asked for.
     """
 
     peak_allocated_bytes: int
     peak_reserved_bytes: int
     end_reserved_bytes: int
     retries: int
+    unsplit_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,11 @@ class _Run:
         if empty:
             self.allocator.empty_cache()
         self.events(step.events)
+
+    def unsplit_bytes(self) -> int:
+        """What blocks in use have beyond what was asked for, rounded as it always is. [B]"""
+        sizes = self._sizes
+        return sum(block.size * UNIT - round_up(sizes[name], UNIT) for name, block in self.blocks.items())
 
     def result(self) -> Replay:
         a = self.allocator
@@ -133,6 +141,7 @@ def replay_steps(
     run = _Run(sizes, settings)
     run.events(load)
     run.allocator.reset_peaks()
+    unsplit = run.unsplit_bytes()
     # Only steps that can be met again are worth a look at the state.
     watched = len(order) > len(steps) + 1
     ends: dict[tuple[object, int, int, bool], tuple[object, int, int]] = {}
@@ -160,4 +169,6 @@ def replay_steps(
                 ends[start, before_index, index, empty] = state, run.allocator.retries - retries, reserved
         before, before_index = step, index
     found = run.result()
-    return Replay(found.peak_allocated_bytes, found.peak_reserved_bytes, reserved, found.retries + skipped_retries)
+    return Replay(
+        found.peak_allocated_bytes, found.peak_reserved_bytes, reserved, found.retries + skipped_retries, unsplit
+    )
