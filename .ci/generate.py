@@ -23,7 +23,10 @@ from summary import six_numbers, supported
 
 ROOT = Path(__file__).resolve().parent.parent
 PART = re.compile(r"(<!-- generated: (?P<name>.*?) -->\n).*?(<!-- end -->)", re.DOTALL)
-FITTED = {"tables/timing.json": "vramcalc.timing_generate", "tables/calibration.json": "vramcalc.calibration_generate"}
+FITTED = {
+    "tables/timing.json": "vramcalc.timing_generate",
+    "tables/calibration.json": "vramcalc.calibration_generate",
+}
 """Written by modules of the library, before the documents that rest on them."""
 CHECKPOINTED = "--gradient-checkpointing non_reentrant"
 PRICES = "--price-table tables/prices.csv"

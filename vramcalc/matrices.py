@@ -1,7 +1,7 @@
 """The matrices of a transformer: what is multiplied for each token, and nothing else.
 
-A :class:`~vramcalc.specs.ModelSpec` holds what decides memory, for the families whose memory is modelled. FLOPs need
-less, so a few more architectures can be counted; ``tables/matrices.csv`` holds the sizes of those.
+A :class:`~vramcalc.specs.ModelSpec` holds what decides memory, for the families whose memory is modelled.
+FLOPs need less, so a few more architectures can be counted; ``tables/matrices.csv`` holds the sizes of those.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What is trained, how, by which software and on which GPU: frozen inputs that reject what they do not know.
 
 Field names are those of Hugging Face's own classes: ``config.json``, ``LoraConfig``, ``BitsAndBytesConfig``,
-``TrainingArguments``. ``Stack`` is the recipe that a word such as "bf16" hides; ``vramcalc.presets`` fills it in for
-the common trainers.
+``TrainingArguments``. ``Stack`` is the recipe that a word such as "bf16" hides; ``vramcalc.presets`` fills
+it in for the common trainers.
 """
 
 from __future__ import annotations

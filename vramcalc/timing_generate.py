@@ -86,9 +86,8 @@ def main() -> int:
         return 0
     if agree(table, timing_table()):
         return 0
-    print(
-        "tables/timing.json is stale: run 'python -m vramcalc.timing_generate' and commit the result", file=sys.stderr
-    )
+    remedy = "run 'python -m vramcalc.timing_generate' and commit the result"
+    print(f"tables/timing.json is stale: {remedy}", file=sys.stderr)
     return 1
 
 

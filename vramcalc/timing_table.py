@@ -92,7 +92,8 @@ class TimingTable:
                 Checked(**data["checked"]),
             )
         except (ValueError, KeyError, TypeError, RecursionError) as err:
-            raise DataError(f"{where}: {err!r}: expected what 'python -m vramcalc.timing_generate' writes") from err
+            expected = "expected what 'python -m vramcalc.timing_generate' writes"
+            raise DataError(f"{where}: {err!r}: {expected}") from err
         known = made.coefficients
         size = len(KINDS) + len(known.products)
         if list(known.factors) != list(KINDS) or [len(row) for row in known.covariance] != [size] * size:

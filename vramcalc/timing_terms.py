@@ -1,8 +1,8 @@
 """What takes time in a training step: quantities of work, by what limits each.
 
 Every quantity is a pure count: operations for the tensor cores, bytes for the memory, kernel launches for the host. A
-GPU's data sheet turns operations and bytes into the least time that they can take; :mod:`vramcalc.timing_model` turns
-that into seconds. Counts of bytes follow the eager PyTorch code of the modules: each element-wise operation reads its
+GPU's data sheet turns operations and bytes into the least time that they can take; :mod:`vramcalc.timing_model`
+turns that into seconds. Counts of bytes follow the eager PyTorch code of the modules: each element-wise operation reads its
 operands and writes its result.
 
 References:
