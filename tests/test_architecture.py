@@ -34,7 +34,7 @@ HOMES = {
     "liger_kernel": {"vramcalc.profiling"},
     "matplotlib": {"vramcalc.figures"},
     "peft": {"vramcalc.profiling"},
-    "platformdirs": {"vramcalc.folders"},
+    "platformdirs": {"vramcalc.files.folders"},
     "pynvml": {"vramcalc.detect", "vramcalc.device_use"},
     "rich": {"vramcalc.progress"},
     "tabulate": {"vramcalc.plaintext", "vramcalc.formats"},

@@ -24,7 +24,7 @@ from steps import GivenStep
 from vramcalc import fit, planning, prices
 from vramcalc.choices import COLUMNS, Choices, planning_table
 from vramcalc.errors import InvalidValue, OutputError, UnknownName, Unsupported
-from vramcalc.files import write_whole
+from vramcalc.files.writing import write_whole
 from vramcalc.formats import FORMATS, formatted, significant
 from vramcalc.prices import Prices
 from vramcalc.units import GIB

@@ -591,7 +591,7 @@ def no_network(*args, **kwargs):
 
 sys.meta_path.insert(0, Blocked())
 socket.socket.connect = socket.getaddrinfo = no_network
-from vramcalc.__main__ import main
+from vramcalc.__main__ import (main)
 try:
     main()
 finally:

@@ -20,8 +20,8 @@ from vramcalc.calibration_files import current, own_path, shipped, shipped_path
 from vramcalc.campaign import read_campaign
 from vramcalc.campaign_yaml import MOST_VALUES, load
 from vramcalc.errors import DataError
+from vramcalc.files.reading import read_bytes, read_text
 from vramcalc.profiles import parse, read_profiles
-from vramcalc.reading import read_bytes, read_text
 from vramcalc.row_log import append
 
 SMALL = "qwen2.5-0.5b"

@@ -11,7 +11,7 @@ import pytest
 from command import run
 
 from vramcalc.errors import OutputError
-from vramcalc.files import write_whole
+from vramcalc.files.writing import write_whole
 
 TABLE = ("table", "--models=qwen2.5-0.5b", "--gpus=rtx-4090", "--methods=lora", "--output")
 

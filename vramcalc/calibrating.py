@@ -13,10 +13,10 @@ from vramcalc.calibration_checks import Coverage, Held, coverage, held, score
 from vramcalc.calibration_files import current, digest, own_path, read, shipped, to_json
 from vramcalc.calibration_fit import fit, merged, profiled
 from vramcalc.errors import DataError
-from vramcalc.files import write_whole
-from vramcalc.folders import data_folder
+from vramcalc.files.folders import data_folder
+from vramcalc.files.reading import read_bytes
+from vramcalc.files.writing import write_whole
 from vramcalc.profiles import ProfileRow, read_profiles
-from vramcalc.reading import read_bytes
 
 _NOISE = 0.02
 """Share by which the score moves as one recipe more or less is left out; a fit that is worse by more is refused."""

@@ -13,9 +13,9 @@ from typing import Any
 from vramcalc import tables
 from vramcalc.calibration import Calibration, ContextTerm, Recipe, Tried
 from vramcalc.errors import DataError, shown
-from vramcalc.folders import data_folder
+from vramcalc.files.folders import data_folder
+from vramcalc.files.reading import read_text
 from vramcalc.likeness import Likeness
-from vramcalc.reading import read_text
 
 SCHEMA, VERSION = "vramcalc-calibration", 2
 _FIGURES = 6

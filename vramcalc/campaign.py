@@ -17,10 +17,10 @@ from typing import Any
 from vramcalc import tables
 from vramcalc.errors import DataError, UnknownName, VramcalcError, shown
 from vramcalc.estimation import make_job
+from vramcalc.files.reading import read_text
 from vramcalc.job import Job
 from vramcalc.measuring import Place
 from vramcalc.profiles import Recipe
-from vramcalc.reading import read_text
 
 _TOP = ("name", "defaults", "jobs")
 _OWN = ("model", "method", "layers", "device", "find_smallest", "live_blocks", "expected_s")

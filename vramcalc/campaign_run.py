@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vramcalc.campaign import Campaign, Planned
-from vramcalc.folders import data_folder
+from vramcalc.files.folders import data_folder
 from vramcalc.measuring import LIMIT_S, Place, Worker
 from vramcalc.profile_metrics import inconsistencies
 from vramcalc.profiles import ProfileRow, parse

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from vramcalc.errors import BadConfig, InvalidValue, Unsupported, shown
-from vramcalc.reading import read_text
+from vramcalc.files.reading import read_text
 from vramcalc.specs import AttnImplementation, ModelSpec, ModelType
 
 _MAX_FILE_BYTES = 4 << 20

@@ -7,16 +7,7 @@ from dataclasses import dataclass
 from vramcalc.errors import Unsupported
 from vramcalc.refusals import refuse
 from vramcalc.releases import minor_release
-from vramcalc.specs import (
-    OWN_LOSSES,
-    FullFineTuning,
-    LoRA,
-    Method,
-    ModelSpec,
-    Stack,
-    TrainingSpec,
-    kbit_prepared,
-)
+from vramcalc.specs import OWN_LOSSES, FullFineTuning, LoRA, Method, ModelSpec, Stack, TrainingSpec, kbit_prepared
 from vramcalc.targets import copy_dtype, is_saved, is_target, usual_adapter_dtype
 
 _SINCE = {"granite": (4, 45), "qwen2": (4, 37), "qwen3": (4, 51)}

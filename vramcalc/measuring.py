@@ -23,7 +23,7 @@ from typing import Any
 from vramcalc.alloc_conf import ENVIRONMENT
 from vramcalc.detect import Detection, detect_gpus
 from vramcalc.errors import InvalidValue, MissingExtra, VramcalcError
-from vramcalc.folders import cache_folder
+from vramcalc.files.folders import cache_folder
 from vramcalc.installed import installed_versions
 from vramcalc.profiles import ProfileRow, Recipe, measurement_key
 from vramcalc.row_log import locked

@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 
 from vramcalc import catalog, tables
 from vramcalc.errors import DataError, InvalidValue, UnknownName
-from vramcalc.folders import cache_folder
+from vramcalc.files.folders import cache_folder
 
 Tier = Literal["on_demand", "spot"]
 Kind = Literal["provider_api", "curated", "derived", "gpuhunt"]

@@ -24,7 +24,7 @@ from urllib.parse import quote
 from vramcalc import prices, tables
 from vramcalc.errors import MissingExtra, PriceError, UnknownName
 from vramcalc.fetching import Deadline, rows_within, unpacked
-from vramcalc.files import write_whole
+from vramcalc.files.writing import write_whole
 from vramcalc.prices import Offer, Prices
 
 _KEPT = "the old prices stay"

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vramcalc.errors import DataError
-from vramcalc.reading import read_bytes
+from vramcalc.files.reading import read_bytes
 
 _MOST_BYTES = 1 << 28
 """Of a file of rows: some fifty thousand of them."""

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from vramcalc.errors import DataError
-from vramcalc.reading import read_text
+from vramcalc.files.reading import read_text
 
 Row = dict[str, str]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from vramcalc import tables
 from vramcalc.errors import DataError
-from vramcalc.reading import read_text
+from vramcalc.files.reading import read_text
 from vramcalc.timing_model import KINDS, Coefficients
 
 _FIGURES = 4

@@ -180,7 +180,7 @@ def table(
 ) -> None:
     """A table for a planning document: a row per model, method and GPU."""
     from vramcalc.choices import planning_table
-    from vramcalc.files import write_whole
+    from vramcalc.files.writing import write_whole
     from vramcalc.formats import FORMATS
     from vramcalc.prices import Prices
 

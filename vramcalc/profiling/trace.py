@@ -162,7 +162,7 @@ def trace_custom(
 
         import torch
         from transformers import AutoModelForCausalLM, GPT2Config
-        from vramcalc.profiling.trace import describe, trace_custom
+        from vramcalc.profiling.trace import (describe, trace_custom)
 
         def model():
             return AutoModelForCausalLM.from_config(GPT2Config(), dtype=torch.bfloat16).train()

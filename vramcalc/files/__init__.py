@@ -1,0 +1,1 @@
+"""Reading what a user names, writing a file whole, and the folders of this user."""
