@@ -9,9 +9,9 @@ from typing import Any, get_args
 
 from commands import output
 
-from vramcalc.presets import PRESETS
-from vramcalc.settings import METHOD_CLASSES
-from vramcalc.specs import LossKind, OptimizerName, Stack
+from vramcalc.inputs.presets import PRESETS
+from vramcalc.inputs.settings import METHOD_CLASSES
+from vramcalc.inputs.stack import LossKind, OptimizerName, Stack
 
 FAMILIES = {
     "granite": "Granite",

@@ -16,7 +16,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from vramcalc.device_use import Use
+from vramcalc.inputs.machine.device_use import Use
 
 CAPACITY = 8 << 30
 CONTEXT = 300 << 20

@@ -6,9 +6,9 @@ from typing import Any
 
 from configs import CONFIGS
 
-from vramcalc import catalog
 from vramcalc.campaign import planned_job
-from vramcalc.hfconfig import to_spec
+from vramcalc.inputs import catalog
+from vramcalc.inputs.hf_config import to_spec
 from vramcalc.measuring import Place, made_row
 from vramcalc.profiles import ProfileRow, Recipe
 

@@ -18,9 +18,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from vramcalc import ModelSpec, QLoRA, VramcalcError, estimate
 from vramcalc.estimation import Estimate
-from vramcalc.presets import PRESETS
-from vramcalc.releases import RELEASES
-from vramcalc.specs import FullFineTuning, LoRA, Stack, TrainingSpec
+from vramcalc.inputs.presets import PRESETS
+from vramcalc.inputs.releases import RELEASES
+from vramcalc.inputs.stack import FullFineTuning, LoRA, Stack, TrainingSpec
 
 SEED = int(os.environ.get("VRAMCALC_SEED", "0"))
 """Of everything random here."""

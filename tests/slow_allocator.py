@@ -13,8 +13,8 @@ from typing import Any
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from vramcalc.alloc_conf import AllocatorSettings
 from vramcalc.errors import DoesNotFit
+from vramcalc.inputs.alloc_conf import AllocatorSettings
 from vramcalc.units import MIB, round_up
 
 Stretch = tuple[int, int]

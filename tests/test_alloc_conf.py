@@ -13,10 +13,11 @@ from command import run
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vramcalc import catalog, estimate, verdict
-from vramcalc.alloc_conf import ENVIRONMENT, INTERVALS, AllocatorSettings, parse, read
+from vramcalc import estimate, verdict
 from vramcalc.errors import InvalidValue, UnknownName, Unsupported, VramcalcError
-from vramcalc.specs import Stack
+from vramcalc.inputs import catalog
+from vramcalc.inputs.alloc_conf import ENVIRONMENT, INTERVALS, AllocatorSettings, parse, read
+from vramcalc.inputs.stack import Stack
 from vramcalc.units import MIB
 
 MODEL = "qwen2.5-0.5b"

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from slow_allocator import SETTINGS, Op, SlowAllocator, perform, programs, untimed
 
-from vramcalc.alloc_conf import AllocatorSettings
 from vramcalc.errors import DoesNotFit, InvalidValue
+from vramcalc.inputs.alloc_conf import AllocatorSettings
 from vramcalc.shadow.allocator import CachingAllocator
 from vramcalc.shadow.blocks import UNIT, Block
 from vramcalc.shadow.replay import Replay, replay, replay_steps

@@ -31,7 +31,7 @@ from vramcalc.errors import (
     Unsupported,
     VramcalcError,
 )
-from vramcalc.specs import FullFineTuning, Gpu, LoRA, ModelSpec, QLoRA, Spec, Stack, TrainingSpec
+from vramcalc.inputs.stack import FullFineTuning, Gpu, LoRA, ModelSpec, QLoRA, Spec, Stack, TrainingSpec
 
 MODEL = "qwen2.5-0.5b"
 NAN, INF = float("nan"), float("inf")

@@ -17,7 +17,8 @@ from transformers import Trainer, TrainingArguments
 
 import vramcalc
 from vramcalc import estimate
-from vramcalc.hfconfig import to_spec
+from vramcalc.inputs.hf_config import to_spec
+from vramcalc.inputs.stack import FullFineTuning, LoRA, QLoRA, Stack, TrainingSpec
 from vramcalc.measuring import Place
 from vramcalc.profile_metrics import as_measurement, inconsistencies
 from vramcalc.profiles import read_profiles
@@ -25,7 +26,6 @@ from vramcalc.profiling import callback as callbacks
 from vramcalc.profiling.build import build, quantised_model
 from vramcalc.profiling.callback import VramcalcCallback
 from vramcalc.profiling.job import build_model
-from vramcalc.specs import FullFineTuning, LoRA, QLoRA, Stack, TrainingSpec
 
 pytestmark = pytest.mark.trace
 SPEC = to_spec(CONFIGS["llama"], "llama")

@@ -19,13 +19,14 @@ from command import process, run
 from configs import CONFIGS, write_config
 from profile_rows import CPU, H100, MEASURED, OUT_OF_MEMORY, cpu_row
 
-from vramcalc import catalog, tables
+from vramcalc import tables
 from vramcalc.campaign import Campaign, Planned, find, read_campaign
 from vramcalc.campaign_run import Progress, Rows, Summary
 from vramcalc.campaign_run import run as run_campaign
 from vramcalc.errors import DataError, UnknownName
 from vramcalc.estimation import estimate_job
-from vramcalc.job import Job
+from vramcalc.inputs import catalog
+from vramcalc.inputs.job import Job
 from vramcalc.measuring import Place, made_row
 from vramcalc.profiles import ProfileRow, read_profiles
 

@@ -10,12 +10,13 @@ import pytest
 from command import run
 from small import TINY
 
-from vramcalc import catalog, estimate, fit
+from vramcalc import estimate, fit
 from vramcalc.errors import Unsupported
 from vramcalc.estimation import make_job
 from vramcalc.fitting import CannotRun, fit_or_why
-from vramcalc.job import Job
-from vramcalc.specs import ModelSpec
+from vramcalc.inputs import catalog
+from vramcalc.inputs.job import Job
+from vramcalc.inputs.stack import ModelSpec
 
 SMALL = TINY.replace(
     num_hidden_layers=1, hidden_size=64, intermediate_size=96, vocab_size=64, head_dim=16, num_key_value_heads=4
@@ -51,7 +52,7 @@ def runs(job: Job) -> bool:
 def refused(monkeypatch: pytest.MonkeyPatch, model: ModelSpec, method: str, **settings: Any) -> tuple[bool, Job]:
     """Whether a job is refused for its dtypes, and the job as it would be without that check."""
     with monkeypatch.context() as patched:
-        patched.setattr("vramcalc.refusals._dtypes", lambda _model, _method, _stack: None)
+        patched.setattr("vramcalc.inputs.refusals._dtypes", lambda _model, _method, _stack: None)
         job, _ = make_job(model, method, seq_len=8, **settings)
     try:
         make_job(model, method, seq_len=8, **settings)

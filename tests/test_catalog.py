@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from configs import CONFIGS, write_config
 
-from vramcalc import catalog, tables
+from vramcalc import tables
 from vramcalc.errors import BadConfig, InvalidValue, UnknownName, Unsupported
-from vramcalc.gpu_names import meant
-from vramcalc.hfconfig import to_spec
+from vramcalc.inputs import catalog
+from vramcalc.inputs.gpu_names import meant
+from vramcalc.inputs.hf_config import to_spec
 from vramcalc.units import MIB
 
 LLAMA = catalog.model("meta-llama/Llama-3.1-8B")

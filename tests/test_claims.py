@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from steps import GivenStep
 
-from vramcalc import catalog, claims, estimate, prices, tables
+from vramcalc import claims, estimate, prices, tables
 from vramcalc.claims import NEAR, Claim, answer, memory_recipes, read_claims
+from vramcalc.inputs import catalog
 
 CLAIMS = {claim.claim_id: claim for claim in read_claims()}
 OFFERS = prices.read(prices.shipped_path())

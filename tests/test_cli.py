@@ -16,9 +16,10 @@ from command import Ran, process, run
 from configs import CONFIGS, write_config
 
 import vramcalc
-from vramcalc import catalog, estimate
+from vramcalc import estimate
 from vramcalc.fitting import METHODS
-from vramcalc.specs import FullFineTuning, LoRA, QLoRA, Stack, TrainingSpec
+from vramcalc.inputs import catalog
+from vramcalc.inputs.stack import FullFineTuning, LoRA, QLoRA, Stack, TrainingSpec
 from vramcalc.terminal import painted
 from vramcalc.units import GIB
 

@@ -28,7 +28,7 @@ from nvml.stub import (
 
 from vramcalc import tables
 from vramcalc.commands.common import COMMON_GPUS
-from vramcalc.detect import _generation
+from vramcalc.inputs.machine.detect import _generation
 
 NOT_SUPPORTED, NO_PERMISSION, DRIVER_NOT_LOADED, LOST, RESET, MISMATCH, UNKNOWN = 3, 4, 9, 15, 16, 18, 999
 

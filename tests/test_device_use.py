@@ -10,7 +10,7 @@ from nvml.stub import H100, MIB, NOT_TOLD, UUIDS, Library, gpu, machine, mig, mi
 
 ASK = """
 import os, sys
-from vramcalc.device_use import (DeviceUse, Polled)
+from vramcalc.inputs.machine.device_use import (DeviceUse, Polled)
 path = os.environ["NVML_STUB_MACHINE"]
 text = open(path).read().replace("SELF", str(os.getpid()))
 open(path, "w").write(text)

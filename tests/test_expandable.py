@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from slow_allocator import PAGE, Op, perform, programs, untimed
 
-from vramcalc.alloc_conf import AllocatorSettings
 from vramcalc.errors import DoesNotFit
+from vramcalc.inputs.alloc_conf import AllocatorSettings
 from vramcalc.shadow.allocator import CachingAllocator
 from vramcalc.shadow.blocks import UNIT, Block
 from vramcalc.shadow.expandable import ADDRESSES

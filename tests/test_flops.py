@@ -9,12 +9,13 @@ from configs import CONFIGS
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vramcalc import catalog, matrices, tables
+from vramcalc import matrices, tables
 from vramcalc.errors import DataError, InvalidValue, Unsupported
 from vramcalc.flops import Flops, Tokens, seen, step_flops
-from vramcalc.hfconfig import to_spec
+from vramcalc.inputs import catalog
+from vramcalc.inputs.hf_config import to_spec
+from vramcalc.inputs.stack import FullFineTuning, LoRA, Method, QLoRA, Stack, TrainingSpec
 from vramcalc.matrices import Matrices
-from vramcalc.specs import FullFineTuning, LoRA, Method, QLoRA, Stack, TrainingSpec
 
 LLAMA = catalog.model("llama-3.1-8b")
 METHODS: dict[str, Method] = {

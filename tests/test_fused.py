@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vramcalc import catalog, estimate, walk
+from vramcalc import estimate, walk
+from vramcalc.inputs import catalog
 from vramcalc.measurements import Row, read_measurements
 
 PATH = Path(__file__).resolve().parent.parent / "tables" / "measurements.csv"

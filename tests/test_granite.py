@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from configs import CONFIGS
 
-from vramcalc import Stack, catalog, estimate, measured_jobs, walk
+from vramcalc import Stack, estimate, measured_jobs, walk
 from vramcalc.errors import InvalidValue, Unsupported
-from vramcalc.hfconfig import to_spec
+from vramcalc.inputs import catalog
+from vramcalc.inputs.hf_config import to_spec
 from vramcalc.measurements import Row, read_measurements
 
 PATH = Path(__file__).resolve().parent.parent / "tables" / "measurements.csv"

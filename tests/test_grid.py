@@ -12,7 +12,7 @@ from test_laws import CHECKPOINTING, METHODS, TINY
 
 from vramcalc import VramcalcError, estimate, estimate_grid
 from vramcalc.errors import Unsupported
-from vramcalc.releases import RELEASES
+from vramcalc.inputs.releases import RELEASES
 
 POINTS = st.lists(st.tuples(st.integers(1, 64), st.integers(1, 6000), st.integers(1, 300)), min_size=1, max_size=6)
 SETTINGS = st.fixed_dictionaries(

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import vramcalc
 from vramcalc.errors import BadConfig, Unsupported, VramcalcError
-from vramcalc.hfconfig import _ATTRIBUTE_MAP, load, parse, read_config, to_spec
+from vramcalc.inputs.hf_config import _ATTRIBUTE_MAP, load, parse, read_config, to_spec
 
 REMEDY = "correct the file or fetch it again"
 FAMILIES = list(CONFIGS)

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from configs import CONFIGS
 
-from vramcalc.hfconfig import to_spec
+from vramcalc.inputs.hf_config import to_spec
 
 PATH = "or give a path to its config.json"
 CONFIG = json.dumps(CONFIGS["qwen3"]).encode()

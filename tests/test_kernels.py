@@ -12,12 +12,12 @@ import pytest
 from configs import CONFIGS
 
 from vramcalc.estimation import make_job
-from vramcalc.hfconfig import to_spec
+from vramcalc.inputs.hf_config import to_spec
+from vramcalc.inputs.stack import ModelSpec, Stack
 from vramcalc.shadow import kernels
 from vramcalc.shadow.dims import Symbols, evaluate
 from vramcalc.shadow.dispatch import attention_kernel
 from vramcalc.shadow.tape import ITEMSIZE
-from vramcalc.specs import ModelSpec, Stack
 from vramcalc.step import Loop, Sizes
 from vramcalc.units import KIB, MIB
 

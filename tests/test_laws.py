@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from small import TINY, tiny
 
 from vramcalc import Estimate, LoRA, QLoRA, estimate
-from vramcalc.job import Job
+from vramcalc.inputs.job import Job
+from vramcalc.inputs.stack import FullFineTuning, KeepsOutputs, LossKind, Stack, TrainingSpec
 from vramcalc.ledger import size_of
 from vramcalc.shadow.program import Program
-from vramcalc.specs import FullFineTuning, KeepsOutputs, LossKind, Stack, TrainingSpec
 from vramcalc.step import Loop, Sizes
 from vramcalc.walk import Walks
 

@@ -29,8 +29,9 @@ from profile_rows import CPU, recipe
 from vramcalc.campaign import planned_job
 from vramcalc.errors import MissingExtra
 from vramcalc.estimation import make_job
-from vramcalc.hfconfig import to_spec
-from vramcalc.job import Job
+from vramcalc.inputs.hf_config import to_spec
+from vramcalc.inputs.job import Job
+from vramcalc.inputs.stack import QLoRA
 from vramcalc.measuring import CannotMeasure, Place, Worker, environment, made_row, place
 from vramcalc.profile_metrics import inconsistencies
 from vramcalc.profiles import ProfileRow, Recipe, read_profiles
@@ -43,7 +44,6 @@ from vramcalc.profiling.live_blocks import largest, peak_blocks
 from vramcalc.profiling.measure import Measurement, Run, asked_bytes
 from vramcalc.profiling.phases import PhasePeaks
 from vramcalc.profiling.smallest import resolution_of, search
-from vramcalc.specs import QLoRA
 from vramcalc.units import MIB
 
 pytestmark = pytest.mark.trace

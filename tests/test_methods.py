@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from vramcalc import LoRA, ModelSpec, VramcalcError, estimate
 from vramcalc.errors import Unsupported
-from vramcalc.hfconfig import to_spec
+from vramcalc.inputs.hf_config import to_spec
 
 FAMILIES = tuple(CONFIGS)
 TARGETS: tuple[tuple[Any, tuple[str, ...]], ...] = (

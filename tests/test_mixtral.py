@@ -10,9 +10,10 @@ from configs import CONFIGS
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vramcalc import LoRA, catalog, estimate, matrices
+from vramcalc import LoRA, estimate, matrices
 from vramcalc.errors import Unsupported
-from vramcalc.hfconfig import to_spec
+from vramcalc.inputs import catalog
+from vramcalc.inputs.hf_config import to_spec
 from vramcalc.matrices import Matrices
 from vramcalc.shadow.routing import balanced_share
 

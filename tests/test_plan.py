@@ -19,10 +19,10 @@ from test_laws import TINY, tiny
 from vramcalc import prices, verdict
 from vramcalc.cost import Billing, OwnMachine, OwnRate, Rate, bill, offer_rate
 from vramcalc.errors import InvalidValue, UnknownName, VramcalcError
+from vramcalc.inputs.stack import TrainingSpec
 from vramcalc.interval import Interval
 from vramcalc.plan_options import DEFAULTS
 from vramcalc.planning import Plan, plan
-from vramcalc.specs import TrainingSpec
 from vramcalc.units import human_hours, usd
 from vramcalc.workload import Workload, forward_share, hours_of, schedule
 

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from command import run
 
-from vramcalc import catalog, prices, tables
+from vramcalc import prices, tables
 from vramcalc.errors import DataError, InvalidValue, UnknownName
+from vramcalc.inputs import catalog
 from vramcalc.prices import COLUMNS, STALE_DAYS, Offer
 
 SHIPPED = prices.read(prices.shipped_path())

@@ -18,7 +18,7 @@ from test_laws import tiny
 from vramcalc import verdict
 from vramcalc.campaign_run import Summary
 from vramcalc.cli import app
-from vramcalc.presets import PRESETS
+from vramcalc.inputs.presets import PRESETS
 from vramcalc.profiles import shipped
 from vramcalc.render_profile import summary_dict
 

@@ -9,11 +9,11 @@ from functools import cache
 import pytest
 from reference import covered
 
-from vramcalc import releases
 from vramcalc.estimation import estimate_job
-from vramcalc.job import Job
-from vramcalc.releases import RELEASES, Release, minor_release, release_of
-from vramcalc.torch_releases import TORCH_RELEASES
+from vramcalc.inputs import releases
+from vramcalc.inputs.job import Job
+from vramcalc.inputs.releases import RELEASES, Release, minor_release, release_of
+from vramcalc.inputs.torch_releases import TORCH_RELEASES
 from vramcalc.trace_accuracy import RESERVED_TOLERANCE, Compared
 from vramcalc.trace_grid import TracedRow, read_traces
 from vramcalc.walk import walks_of

@@ -21,8 +21,9 @@ from command import Ran, process, run
 from gpuhunt._internal.catalog import OFFLINE_PROVIDERS
 from gpuhunt._internal.storage import CATALOG_V2_FIELDS
 
-from vramcalc import catalog, prices, tables
+from vramcalc import prices, tables
 from vramcalc.errors import MissingExtra, OutputError, PriceError, UnknownName
+from vramcalc.inputs import catalog
 from vramcalc.refresh import gpu_id_of, refresh
 
 VERSION = "20261120-412"

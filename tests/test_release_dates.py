@@ -11,9 +11,9 @@ from small import TINY, tiny
 
 from vramcalc import estimate
 from vramcalc.errors import InvalidValue, Unsupported
-from vramcalc.release_dates import WINDOW, candidates, not_modelled, out_by, released
-from vramcalc.releases import RELEASES, minor_release
-from vramcalc.specs import Stack
+from vramcalc.inputs.release_dates import WINDOW, candidates, not_modelled, out_by, released
+from vramcalc.inputs.releases import RELEASES, minor_release
+from vramcalc.inputs.stack import Stack
 
 FLASH = {"attn_implementation": "flash_attention_2"}
 

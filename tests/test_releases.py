@@ -10,8 +10,8 @@ from small import TINY, tiny
 from vramcalc import estimate
 from vramcalc.errors import InvalidValue, Unsupported
 from vramcalc.estimation import make_job
-from vramcalc.releases import RELEASES, checked_releases, minor_release, release_of
-from vramcalc.specs import ModelType, Stack
+from vramcalc.inputs.releases import RELEASES, checked_releases, minor_release, release_of
+from vramcalc.inputs.stack import ModelType, Stack
 from vramcalc.step import MAIN_WORKSPACE
 from vramcalc.walk import Walks
 

@@ -30,12 +30,12 @@ from vramcalc import (
 from vramcalc.accuracy import Accuracy, Group
 from vramcalc.describe import method_line, process_groups, recipe_lines, shared_recipe_lines
 from vramcalc.errors import InvalidValue, VramcalcError
+from vramcalc.inputs.presets import PRESETS
+from vramcalc.inputs.stack import QLoRA, Stack, TrainingSpec
 from vramcalc.ledger import GROUPS
 from vramcalc.plaintext import table
-from vramcalc.presets import PRESETS
 from vramcalc.render import estimate_text, fit_text
 from vramcalc.render_html import COLOURS, estimate_html
-from vramcalc.specs import QLoRA, Stack, TrainingSpec
 from vramcalc.units import GIB, KIB, MIB, gib, human_bytes, parse_bytes, percent, round_up
 
 MODEL = ModelSpec(

@@ -10,14 +10,15 @@ from configs import CONFIGS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vramcalc import catalog, estimate, estimate_grid, max_micro_batch_size, max_seq_len
-from vramcalc.alloc_conf import AllocatorSettings
+from vramcalc import estimate, estimate_grid, max_micro_batch_size, max_seq_len
 from vramcalc.errors import InvalidValue
 from vramcalc.estimation import Estimate
-from vramcalc.hfconfig import to_spec
+from vramcalc.inputs import catalog
+from vramcalc.inputs.alloc_conf import AllocatorSettings
+from vramcalc.inputs.hf_config import to_spec
+from vramcalc.inputs.stack import TrainingSpec
 from vramcalc.profiling.trace import trace
 from vramcalc.shadow.replay import Replay, replay
-from vramcalc.specs import TrainingSpec
 from vramcalc.step import Loop, Sizes
 from vramcalc.stream import plan
 from vramcalc.units import MIB

@@ -15,11 +15,12 @@ from typing import Any, get_args
 import pytest
 
 import vramcalc
-from vramcalc import catalog, tables
+from vramcalc import tables
 from vramcalc.errors import DataError, InvalidValue, UnknownName, Unsupported
+from vramcalc.inputs import catalog
+from vramcalc.inputs.stack import ModelSpec, ModelType, OptimizerName, TrainingSpec
 from vramcalc.runtime import capability_of, documented, readings
 from vramcalc.shadow.tape import ITEMSIZE
-from vramcalc.specs import ModelSpec, ModelType, OptimizerName, TrainingSpec
 from vramcalc.units import GIB, MIB
 
 KEYS = {

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from vramcalc import catalog, tables
+from vramcalc import tables
 from vramcalc.errors import DataError, Unsupported
+from vramcalc.inputs import catalog
 from vramcalc.published_rows import Row
 from vramcalc.throughput import COLUMNS, measured_step, read_throughput
 

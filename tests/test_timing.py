@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vramcalc import catalog
 from vramcalc.errors import DataError, InvalidValue, UnknownName, Unsupported
 from vramcalc.estimation import estimate, make_job
 from vramcalc.flops import Tokens
-from vramcalc.job import Job
-from vramcalc.specs import Gpu
+from vramcalc.inputs import catalog
+from vramcalc.inputs.job import Job
+from vramcalc.inputs.stack import Gpu
 from vramcalc.timing import StepTime, step_time
 from vramcalc.timing_model import KINDS, Rates, own_factors, rates, together
 from vramcalc.timing_table import TimingTable, timing_table

@@ -10,8 +10,8 @@ import pytest
 from configs import CONFIGS
 
 from vramcalc.estimation import make_job
-from vramcalc.hfconfig import to_spec
-from vramcalc.job import Job
+from vramcalc.inputs.hf_config import to_spec
+from vramcalc.inputs.job import Job
 from vramcalc.profiling.trace import Trace, trace
 from vramcalc.step import Loop, Sizes
 from vramcalc.stream import with_workspace_at_product

@@ -15,9 +15,9 @@ from command import process, run
 from vramcalc.agreement import TOLERANCE, compare
 from vramcalc.errors import DataError, InvalidValue, Unsupported
 from vramcalc.estimation import estimate_job
+from vramcalc.inputs.stack import Stack
 from vramcalc.regimes import AXES, regime
 from vramcalc.render_traces import traces_text
-from vramcalc.specs import Stack
 from vramcalc.trace_accuracy import RESERVED_TOLERANCE, Compared, TraceAccuracy, pull, trace_accuracy
 from vramcalc.trace_grid import COLUMNS, MODELLED, raw_rows, read_traces
 

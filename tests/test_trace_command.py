@@ -13,7 +13,7 @@ from vramcalc import agreement, estimate
 from vramcalc.agreement import trace_and_estimate
 from vramcalc.difference import first_difference
 from vramcalc.estimation import make_job
-from vramcalc.hfconfig import to_spec
+from vramcalc.inputs.hf_config import to_spec
 from vramcalc.profiling.result import Trace
 from vramcalc.profiling.trace import trace
 

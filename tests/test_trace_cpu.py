@@ -15,8 +15,8 @@ from configs import CONFIGS
 from torch.profiler import ProfilerActivity, profile
 
 from vramcalc.estimation import make_job
-from vramcalc.hfconfig import to_spec
-from vramcalc.job import Job
+from vramcalc.inputs.hf_config import to_spec
+from vramcalc.inputs.job import Job
 from vramcalc.profiling import fake
 from vramcalc.profiling.job import attach, build_model, build_optimizer
 from vramcalc.profiling.loop import Loop

@@ -16,10 +16,10 @@ from torch.optim import optimizer
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config
 
 from vramcalc.estimation import make_job
-from vramcalc.hfconfig import to_spec
+from vramcalc.inputs.hf_config import to_spec
+from vramcalc.inputs.stack import Stack, TrainingSpec
 from vramcalc.profiling.result import Trace
 from vramcalc.profiling.trace import trace, trace_custom
-from vramcalc.specs import Stack, TrainingSpec
 
 pytestmark = pytest.mark.trace
 

@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from nvml.stub import UUIDS
 
-from vramcalc.visible import Selection, select
+from vramcalc.inputs.machine.visible_devices import Selection, select
 
 
 @dataclass(frozen=True)

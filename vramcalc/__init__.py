@@ -33,15 +33,15 @@ _HOME = {
     "compare_times": "vramcalc.timing_ratio",
     "TimeRatio": "vramcalc.timing_ratio",
     "step_flops": "vramcalc.flops",
-    "detect_gpus": "vramcalc.detect",
+    "detect_gpus": "vramcalc.inputs.machine.detect",
     "read_profiles": "vramcalc.profiles",
-    "FullFineTuning": "vramcalc.specs",
-    "LoRA": "vramcalc.specs",
-    "QLoRA": "vramcalc.specs",
-    "TrainingSpec": "vramcalc.specs",
-    "Stack": "vramcalc.specs",
-    "ModelSpec": "vramcalc.specs",
-    "Gpu": "vramcalc.specs",
+    "FullFineTuning": "vramcalc.inputs.stack",
+    "LoRA": "vramcalc.inputs.stack",
+    "QLoRA": "vramcalc.inputs.stack",
+    "TrainingSpec": "vramcalc.inputs.stack",
+    "Stack": "vramcalc.inputs.stack",
+    "ModelSpec": "vramcalc.inputs.stack",
+    "Gpu": "vramcalc.inputs.stack",
     "VramcalcError": "vramcalc.errors",
 }
 __all__ = ["__version__", *_HOME]
@@ -52,7 +52,6 @@ if TYPE_CHECKING:
     from vramcalc.choices import planning_table as planning_table
     from vramcalc.cost import OwnMachine as OwnMachine
     from vramcalc.cost import OwnRate as OwnRate
-    from vramcalc.detect import detect_gpus as detect_gpus
     from vramcalc.errors import VramcalcError as VramcalcError
     from vramcalc.estimation import Estimate as Estimate
     from vramcalc.estimation import estimate as estimate
@@ -61,18 +60,19 @@ if TYPE_CHECKING:
     from vramcalc.flops import step_flops as step_flops
     from vramcalc.grid import Grid as Grid
     from vramcalc.grid import estimate_grid as estimate_grid
+    from vramcalc.inputs.machine.detect import detect_gpus as detect_gpus
+    from vramcalc.inputs.stack import FullFineTuning as FullFineTuning
+    from vramcalc.inputs.stack import Gpu as Gpu
+    from vramcalc.inputs.stack import LoRA as LoRA
+    from vramcalc.inputs.stack import ModelSpec as ModelSpec
+    from vramcalc.inputs.stack import QLoRA as QLoRA
+    from vramcalc.inputs.stack import Stack as Stack
+    from vramcalc.inputs.stack import TrainingSpec as TrainingSpec
     from vramcalc.largest import max_micro_batch_size as max_micro_batch_size
     from vramcalc.largest import max_seq_len as max_seq_len
     from vramcalc.planning import Plan as Plan
     from vramcalc.planning import plan as plan
     from vramcalc.profiles import read_profiles as read_profiles
-    from vramcalc.specs import FullFineTuning as FullFineTuning
-    from vramcalc.specs import Gpu as Gpu
-    from vramcalc.specs import LoRA as LoRA
-    from vramcalc.specs import ModelSpec as ModelSpec
-    from vramcalc.specs import QLoRA as QLoRA
-    from vramcalc.specs import Stack as Stack
-    from vramcalc.specs import TrainingSpec as TrainingSpec
     from vramcalc.timing import StepTime as StepTime
     from vramcalc.timing import step_time as step_time
     from vramcalc.timing_ratio import TimeRatio as TimeRatio

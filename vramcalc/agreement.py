@@ -15,10 +15,10 @@ from vramcalc import display
 from vramcalc.difference import LiveRow, first_difference
 from vramcalc.errors import InvalidValue, MissingExtra, Unsupported
 from vramcalc.estimation import Estimate, estimate_job, make_job
+from vramcalc.inputs.job import Job
+from vramcalc.inputs.releases import minor_release
+from vramcalc.inputs.stack import Gpu, ModelSpec
 from vramcalc.installed import installed_versions
-from vramcalc.job import Job
-from vramcalc.releases import minor_release
-from vramcalc.specs import Gpu, ModelSpec
 
 if TYPE_CHECKING:
     from vramcalc.profiling.result import Trace

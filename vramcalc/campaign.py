@@ -18,7 +18,7 @@ from vramcalc import tables
 from vramcalc.errors import DataError, UnknownName, VramcalcError, shown
 from vramcalc.estimation import make_job
 from vramcalc.files.reading import read_text
-from vramcalc.job import Job
+from vramcalc.inputs.job import Job
 from vramcalc.measuring import Place
 from vramcalc.profiles import Recipe
 

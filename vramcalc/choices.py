@@ -7,17 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from vramcalc import catalog
 from vramcalc.cost import Billing, Rate
 from vramcalc.describe import method_line, precision, step_line
 from vramcalc.errors import InvalidValue, Unsupported
 from vramcalc.fitting import METHODS, fit
 from vramcalc.formats import Cell, formatted, significant
-from vramcalc.job import Job
+from vramcalc.inputs import catalog
+from vramcalc.inputs.job import Job
+from vramcalc.inputs.stack import Gpu, ModelSpec
 from vramcalc.planning import Plan, fed, plan_of
 from vramcalc.prices import Prices, current
 from vramcalc.progress import track
-from vramcalc.specs import Gpu, ModelSpec
 from vramcalc.units import GIB
 from vramcalc.verdicts import Verdict
 from vramcalc.workload import Workload, schedule

@@ -13,9 +13,9 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from vramcalc.errors import InvalidValue
+from vramcalc.inputs.base import PositiveCount, Spec
 from vramcalc.interval import Interval
 from vramcalc.prices import Offer
-from vramcalc.spec_base import PositiveCount, Spec
 
 _HOURS_PER_YEAR = 365.25 * 24
 _S_PER_HOUR = 3600

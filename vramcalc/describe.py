@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from vramcalc.calibration_files import current
+from vramcalc.inputs.job import Job
+from vramcalc.inputs.release_dates import UNKNOWN
+from vramcalc.inputs.stack import FullFineTuning, Gpu, LoRA, QLoRA, Stack, TrainingSpec
+from vramcalc.inputs.targets import usual_adapter_dtype
 from vramcalc.interval import Interval
-from vramcalc.job import Job
 from vramcalc.likeness import kernel
-from vramcalc.release_dates import UNKNOWN
-from vramcalc.specs import FullFineTuning, Gpu, LoRA, QLoRA, Stack, TrainingSpec
-from vramcalc.targets import usual_adapter_dtype
 from vramcalc.units import GIB
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import TYPE_CHECKING
 
-from vramcalc.job import Job
+from vramcalc.inputs.job import Job
 from vramcalc.step import Sizes
 from vramcalc.stream import with_workspace_at_product
 from vramcalc.units import round_up

@@ -10,21 +10,22 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from vramcalc import catalog, display
+from vramcalc import display
 from vramcalc.calibration import Calibration, interval_around, share_within
 from vramcalc.calibration_files import current
 from vramcalc.conformal import LEVEL
 from vramcalc.errors import InvalidValue
+from vramcalc.inputs import catalog
+from vramcalc.inputs.job import Job
+from vramcalc.inputs.presets import preset, stack_of
+from vramcalc.inputs.release_span import likeliest_job, other_jobs
+from vramcalc.inputs.settings import by_spec, kind_of
+from vramcalc.inputs.stack import Gpu, Method, ModelSpec, Stack, TrainingSpec
 from vramcalc.interval import Interval
-from vramcalc.job import Job
 from vramcalc.ledger import Instant, Row, by_group
 from vramcalc.likeness import Likeness, likeness
-from vramcalc.presets import preset, stack_of
-from vramcalc.release_span import likeliest_job, other_jobs
 from vramcalc.runtime import Context
-from vramcalc.settings import by_spec, kind_of
 from vramcalc.shadow.replay import Replay
-from vramcalc.specs import Gpu, Method, ModelSpec, Stack, TrainingSpec
 from vramcalc.timeline import Timeline
 from vramcalc.walk import Walks, walks_of
 from vramcalc.warn import warnings_for

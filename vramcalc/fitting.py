@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from vramcalc import catalog
 from vramcalc.errors import Unsupported
 from vramcalc.estimation import Estimate, estimate
-from vramcalc.settings import METHOD_CLASSES
-from vramcalc.specs import Gpu, ModelSpec
+from vramcalc.inputs import catalog
+from vramcalc.inputs.settings import METHOD_CLASSES
+from vramcalc.inputs.stack import Gpu, ModelSpec
 from vramcalc.verdicts import Verdict, verdict
 
 METHODS = tuple(METHOD_CLASSES)

@@ -20,9 +20,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from vramcalc.errors import InvalidValue, Unsupported
+from vramcalc.inputs.stack import LoRA, Method, ModelSpec, QLoRA, Stack, TrainingSpec, kbit_prepared
+from vramcalc.inputs.targets import is_saved, is_target, layers_alike
 from vramcalc.matrices import Linear, Matrices
-from vramcalc.specs import LoRA, Method, ModelSpec, QLoRA, Stack, TrainingSpec, kbit_prepared
-from vramcalc.targets import is_saved, is_target, layers_alike
 
 What = Literal["layers", "adapters", "attention", "head"]
 Phase = Literal["forward", "recomputation", "input gradients", "weight gradients"]

@@ -13,18 +13,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from vramcalc import catalog, display
+from vramcalc import display
 from vramcalc.calibration import interval_around
 from vramcalc.calibration_files import current
 from vramcalc.conformal import LEVEL
 from vramcalc.errors import InvalidValue
 from vramcalc.estimation import make_job
-from vramcalc.job import Job
+from vramcalc.inputs import catalog
+from vramcalc.inputs.job import Job
+from vramcalc.inputs.stack import Gpu, LoRA, Method, ModelSpec, Stack, TrainingSpec
 from vramcalc.ledger import stages
 from vramcalc.likeness import likeness
 from vramcalc.shadow.counts import Counts, count
 from vramcalc.shadow.dims import Symbols
-from vramcalc.specs import Gpu, LoRA, Method, ModelSpec, Stack, TrainingSpec
 from vramcalc.step import Sizes
 from vramcalc.walk import walk
 

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vramcalc import catalog, display
+from vramcalc import display
 from vramcalc.errors import DoesNotFit, InvalidValue
 from vramcalc.estimation import Estimate, estimate_job, make_job
-from vramcalc.job import Job
-from vramcalc.specs import Gpu, Method, ModelSpec
+from vramcalc.inputs import catalog
+from vramcalc.inputs.job import Job
+from vramcalc.inputs.stack import Gpu, Method, ModelSpec
 from vramcalc.units import gib
 from vramcalc.verdicts import Status, Verdict, verdict
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vramcalc.job import Job
+from vramcalc.inputs.job import Job
+from vramcalc.inputs.stack import Gpu, LoRA, QLoRA, kbit_prepared
 from vramcalc.shadow.dispatch import attention_kernel
-from vramcalc.specs import Gpu, LoRA, QLoRA, kbit_prepared
 
 _VERSIONS = frozenset({"torch", "cuda", "transformers", "peft", "bitsandbytes"})
 _MEASURED_TORCH = "2.13"

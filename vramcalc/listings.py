@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from vramcalc import catalog, tables
+from vramcalc import tables
 from vramcalc.errors import Unsupported
+from vramcalc.inputs import catalog
 from vramcalc.plaintext import table
 from vramcalc.units import MIB, gib
 
 if TYPE_CHECKING:
-    from vramcalc.detect import Detection, Device
+    from vramcalc.inputs.machine.detect import Detection, Device
 
 
 def known_gpus() -> list[dict[str, Any]]:

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vramcalc.releases import Release
+from vramcalc.inputs.releases import Release
+from vramcalc.inputs.stack import Stack
 from vramcalc.shadow.tape import ITEMSIZE, Birth
-from vramcalc.specs import Stack
 
 _PACKED = "packed 4-bit weight"
 

@@ -1,6 +1,6 @@
 """The matrices of a transformer: what is multiplied for each token, and nothing else.
 
-A :class:`~vramcalc.specs.ModelSpec` holds what decides memory, for the families whose memory is modelled.
+A :class:`~vramcalc.inputs.stack.ModelSpec` holds what decides memory, for the families whose memory is modelled.
 FLOPs need less, so a few more architectures can be counted; ``tables/matrices.csv`` holds the sizes of those.
 """
 
@@ -12,7 +12,7 @@ from typing import Literal
 
 from vramcalc import tables
 from vramcalc.errors import DataError
-from vramcalc.specs import ModelSpec
+from vramcalc.inputs.stack import ModelSpec
 
 _LLAMA_LIKE = ("llama", "qwen", "mixtral")
 _EMBEDDINGS = {

@@ -19,12 +19,12 @@ from vramcalc import tables
 from vramcalc.calibration_files import current
 from vramcalc.errors import DataError, VramcalcError, shown
 from vramcalc.estimation import Estimate, estimate
+from vramcalc.inputs.job import Job
+from vramcalc.inputs.stack import Gpu
 from vramcalc.interval import Interval
-from vramcalc.job import Job
 from vramcalc.likeness import recipe_id
 from vramcalc.measured_jobs import measured, reserved_on_its_gpu, settings_of
 from vramcalc.published_rows import Reason, Row
-from vramcalc.specs import Gpu
 
 COLUMNS = (
     "case_id", "model", "n_layers_override", "method", "rank", "targets", "modules_to_save", "lora_dropout",

@@ -20,14 +20,14 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from vramcalc.alloc_conf import ENVIRONMENT
-from vramcalc.detect import Detection, detect_gpus
 from vramcalc.errors import InvalidValue, MissingExtra, VramcalcError
 from vramcalc.files.folders import cache_folder
+from vramcalc.inputs.alloc_conf import ENVIRONMENT
+from vramcalc.inputs.machine.detect import Detection, detect_gpus
+from vramcalc.inputs.stack import Gpu, Stack
 from vramcalc.installed import installed_versions
 from vramcalc.profiles import ProfileRow, Recipe, measurement_key
 from vramcalc.row_log import locked
-from vramcalc.specs import Gpu, Stack
 
 LIMIT_S = 900.0
 """A job that takes longer is given up, and says so."""

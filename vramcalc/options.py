@@ -12,11 +12,11 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
-from vramcalc.alloc_conf import ENVIRONMENT
 from vramcalc.errors import InvalidValue
-from vramcalc.spec_base import Spec
-from vramcalc.specs import QLoRA, Stack, TrainingSpec
-from vramcalc.torch_releases import checked_torch
+from vramcalc.inputs.alloc_conf import ENVIRONMENT
+from vramcalc.inputs.base import Spec
+from vramcalc.inputs.stack import QLoRA, Stack, TrainingSpec
+from vramcalc.inputs.torch_releases import checked_torch
 
 _ALSO = {"optim": "--optimizer"}
 _HIDDEN = {"kind", "name"}

@@ -14,9 +14,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from vramcalc import catalog, tables
+from vramcalc import tables
 from vramcalc.errors import DataError, InvalidValue, UnknownName
 from vramcalc.files.folders import cache_folder
+from vramcalc.inputs import catalog
 
 Tier = Literal["on_demand", "spot"]
 Kind = Literal["provider_api", "curated", "derived", "gpuhunt"]

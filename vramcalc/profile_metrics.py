@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from vramcalc.job import Job
+from vramcalc.inputs.job import Job
 from vramcalc.profiles import ProfileRow
 
 _MOST_CONTEXT_BYTES = 4 << 30

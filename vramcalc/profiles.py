@@ -16,8 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vramcalc import tables
 from vramcalc.errors import DataError, VramcalcError, shown
+from vramcalc.inputs.stack import FullFineTuning, Gpu, LoRA, ModelSpec, QLoRA, Stack, TrainingSpec
 from vramcalc.row_log import read_lines
-from vramcalc.specs import FullFineTuning, Gpu, LoRA, ModelSpec, QLoRA, Stack, TrainingSpec
 
 SCHEMA = "vramcalc-profile"
 VERSION = 1

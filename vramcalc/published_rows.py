@@ -34,7 +34,7 @@ def adapters_known(row: Row) -> bool:
 
 
 def adapters_of(row: Row) -> dict[str, Any]:
-    """The fields of :class:`vramcalc.specs.LoRA` that a row gives."""
+    """The fields of :class:`vramcalc.inputs.stack.LoRA` that a row gives."""
     return {
         "rank": int(row["rank"]),
         "lora_dropout": float(row["lora_dropout"] or 0),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from vramcalc.job import Job
-from vramcalc.specs import LoRA
+from vramcalc.inputs.job import Job
+from vramcalc.inputs.stack import LoRA
 
 
 def attention(job: Job) -> str:

@@ -8,10 +8,10 @@ from typing import Any
 
 from vramcalc.errors import DoesNotFit, InvalidValue, Unsupported
 from vramcalc.estimation import Estimate, estimate_job
-from vramcalc.job import Job
+from vramcalc.inputs.job import Job
+from vramcalc.inputs.presets import PRESETS, stack_of
+from vramcalc.inputs.stack import OWN_LOSSES, FullFineTuning, LoRA, Method, QLoRA, Stack, TrainingSpec
 from vramcalc.largest import largest_value
-from vramcalc.presets import PRESETS, stack_of
-from vramcalc.specs import OWN_LOSSES, FullFineTuning, LoRA, Method, QLoRA, Stack, TrainingSpec
 from vramcalc.verdicts import Status, Verdict, verdict
 
 Change = tuple[str, dict[str, Any]]

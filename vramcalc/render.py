@@ -24,10 +24,10 @@ from vramcalc.verdicts import SAFE
 
 if TYPE_CHECKING:
     from vramcalc.estimation import Estimate
-    from vramcalc.job import Job
+    from vramcalc.inputs.job import Job
+    from vramcalc.inputs.stack import Gpu
     from vramcalc.largest import Largest
     from vramcalc.ledger import Row
-    from vramcalc.specs import Gpu
     from vramcalc.verdicts import Verdict
 
 _BAR = 32

@@ -11,7 +11,7 @@ from vramcalc.campaign_run import Summary
 from vramcalc.describe import SHORT_DTYPES, method_line, recipe_lines
 from vramcalc.errors import VramcalcError
 from vramcalc.estimation import estimate_job
-from vramcalc.job import Job
+from vramcalc.inputs.job import Job
 from vramcalc.plaintext import table, wrapped, wrapped_lines
 from vramcalc.profile_metrics import FirstStep, as_measurement, inconsistencies, job_of
 from vramcalc.profiles import Peaks, ProfileRow, Recipe

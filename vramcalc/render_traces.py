@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from vramcalc.agreement import TOLERANCE, Agreement
 from vramcalc.describe import SHORT_DTYPES, method_line
 from vramcalc.difference import LiveRow
+from vramcalc.inputs.releases import minor_release
 from vramcalc.plaintext import counted, table
 from vramcalc.regimes import REGIME
-from vramcalc.releases import minor_release
 from vramcalc.trace_accuracy import RESERVED_TOLERANCE, Compared, TraceAccuracy
 
 _WIDTH = 98

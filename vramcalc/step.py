@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from vramcalc import methods
 from vramcalc.families import FAMILIES
 from vramcalc.families.context import Cache, Context
-from vramcalc.job import Job
+from vramcalc.inputs.job import Job
+from vramcalc.inputs.stack import OWN_LOSSES, FullFineTuning, LoRA, Stack
 from vramcalc.shadow import cross_entropy, losses, ops, optim, plugin_losses
 from vramcalc.shadow.autograd import Engine
 from vramcalc.shadow.dims import Size, product
@@ -16,7 +17,6 @@ from vramcalc.shadow.gradients import GradScaler, clip_grad_norm
 from vramcalc.shadow.graph import Parameter
 from vramcalc.shadow.kernels import cublas_workspace_bytes
 from vramcalc.shadow.tape import ITEMSIZE, Storage, Tape, Tensor
-from vramcalc.specs import OWN_LOSSES, FullFineTuning, LoRA, Stack
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
-from vramcalc.releases import ROTARY_PRODUCT_UNTIL, minor_release
+from vramcalc.inputs.releases import ROTARY_PRODUCT_UNTIL, minor_release
+from vramcalc.inputs.stack import Stack
 from vramcalc.shadow.program import Expansion, Program
 from vramcalc.shadow.replay import Step
-from vramcalc.specs import Stack
 from vramcalc.step import MAIN_WORKSPACE, step_name
 
 _PROJECTIONS = frozenset({"mm", "matmul_4bit", "matmul_lora"})

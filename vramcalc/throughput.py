@@ -16,13 +16,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from vramcalc import catalog, matrices, published_speeds, tables
+from vramcalc import matrices, published_speeds, tables
 from vramcalc.errors import DataError, Unsupported
 from vramcalc.flops import Tokens, seen
+from vramcalc.inputs import catalog
+from vramcalc.inputs.stack import FullFineTuning, LoRA, Method, QLoRA, Stack, TrainingSpec
 from vramcalc.lengths import PEFT_METAMATHQA
 from vramcalc.matrices import Matrices
 from vramcalc.published_rows import DTYPES, Reason, Row, adapters_known, adapters_of, require
-from vramcalc.specs import FullFineTuning, LoRA, Method, QLoRA, Stack, TrainingSpec
 from vramcalc.timing_terms import Recipe, Work, work_of
 
 COLUMNS = (

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vramcalc.errors import InvalidValue, Unsupported
 from vramcalc.flops import Tokens
-from vramcalc.job import Job
+from vramcalc.inputs.job import Job
+from vramcalc.inputs.stack import Gpu
 from vramcalc.matrices import Matrices
-from vramcalc.specs import Gpu
 from vramcalc.timing_expected import Device, Expected, device_of, expected_of, job_of
 from vramcalc.timing_model import KINDS
 from vramcalc.timing_table import timing_table

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from vramcalc import catalog
 from vramcalc.errors import Unsupported
+from vramcalc.inputs import catalog
 from vramcalc.published_rows import Row
 from vramcalc.throughput import MeasuredStep, measured_step
 from vramcalc.timing_model import KINDS, Coefficients, Prediction, least_seconds, predict, rates

@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vramcalc import catalog, tables
+from vramcalc import tables
 from vramcalc.errors import InvalidValue, UnknownName, Unsupported
 from vramcalc.flops import Tokens
-from vramcalc.job import Job
+from vramcalc.inputs import catalog
+from vramcalc.inputs.job import Job
+from vramcalc.inputs.stack import Gpu
 from vramcalc.matrices import Matrices
-from vramcalc.specs import Gpu
 from vramcalc.timing_model import GPU_SPREAD, Prediction, Rates, least_seconds, own_factors, predict, rates
 from vramcalc.timing_table import TimingTable, timing_table
 from vramcalc.timing_terms import Recipe, Work, work_of

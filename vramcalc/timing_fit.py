@@ -20,8 +20,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vramcalc import catalog
 from vramcalc.errors import DataError, Unsupported
+from vramcalc.inputs import catalog
 from vramcalc.published_rows import Row
 from vramcalc.throughput import MeasuredStep
 from vramcalc.timing_cells import Cell, cell_of, steps_of

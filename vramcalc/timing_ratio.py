@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from vramcalc.errors import Unsupported
 from vramcalc.flops import Tokens
-from vramcalc.job import Job
-from vramcalc.specs import FullFineTuning, Gpu, LoRA, Method, QLoRA
+from vramcalc.inputs.job import Job
+from vramcalc.inputs.stack import FullFineTuning, Gpu, LoRA, Method, QLoRA
 from vramcalc.timing_expected import device_of, expected_of, job_of
 from vramcalc.timing_model import ratio_sigma
 from vramcalc.timing_table import timing_table

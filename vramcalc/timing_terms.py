@@ -19,9 +19,9 @@ from functools import cached_property
 from typing import Literal
 
 from vramcalc.flops import Flops, Tokens, step_flops
+from vramcalc.inputs.stack import OWN_LOSSES, FullFineTuning, LoRA, Method, QLoRA, Stack, TrainingSpec, kbit_prepared
+from vramcalc.inputs.targets import is_saved, is_target, layers_alike
 from vramcalc.matrices import Matrices
-from vramcalc.specs import OWN_LOSSES, FullFineTuning, LoRA, Method, QLoRA, Stack, TrainingSpec, kbit_prepared
-from vramcalc.targets import is_saved, is_target, layers_alike
 
 Kernel = Literal["flash", "efficient", "eager"]
 _ACCESSES = {
@@ -42,7 +42,7 @@ _SIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 @dataclass(frozen=True)
 class Recipe:
-    """What decides speed and is no part of a :class:`~vramcalc.specs.Stack`.
+    """What decides speed and is no part of a :class:`~vramcalc.inputs.stack.Stack`.
 
     Attributes:
         flash: attention in 16 bits runs FlashAttention; else, and always in float32, the memory-efficient kernel.

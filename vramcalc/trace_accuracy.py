@@ -16,7 +16,7 @@ from vramcalc.agreement import TOLERANCE, compare, other_release
 from vramcalc.display import track
 from vramcalc.errors import InvalidValue
 from vramcalc.estimation import estimate_job
-from vramcalc.job import Job
+from vramcalc.inputs.job import Job
 from vramcalc.regimes import AXES, regime
 from vramcalc.trace_grid import MODELLED, TracedRow, read_traces
 

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from vramcalc import catalog, tables
+from vramcalc import tables
 from vramcalc.errors import DataError, VramcalcError
-from vramcalc.job import Job
-from vramcalc.releases import minor_release
-from vramcalc.specs import FullFineTuning, LoRA, Method, QLoRA, Stack, TrainingSpec
+from vramcalc.inputs import catalog
+from vramcalc.inputs.job import Job
+from vramcalc.inputs.releases import minor_release
+from vramcalc.inputs.stack import FullFineTuning, LoRA, Method, QLoRA, Stack, TrainingSpec
 
 COLUMNS = (
     "trace_id",

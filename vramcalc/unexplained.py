@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from vramcalc.job import Job
-from vramcalc.releases import minor_release
+from vramcalc.inputs.job import Job
+from vramcalc.inputs.releases import minor_release
 from vramcalc.shadow.tape import ITEMSIZE
 
 

@@ -12,16 +12,16 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property, lru_cache
 
-from vramcalc.alloc_conf import AllocatorSettings
-from vramcalc.job import Job
+from vramcalc.inputs.alloc_conf import AllocatorSettings
+from vramcalc.inputs.job import Job
+from vramcalc.inputs.stack import LoRA, QLoRA
+from vramcalc.inputs.targets import layers_alike
 from vramcalc.ledger import SCENE, Instant, Row, instants, rows_at, size_of
 from vramcalc.loading import read_quantised
 from vramcalc.shadow.program import WALKED_LAYERS, NotRepeatable, Program
 from vramcalc.shadow.replay import Replay, replay_steps
-from vramcalc.specs import LoRA, QLoRA
 from vramcalc.step import Loop, Sizes, step_name
 from vramcalc.stream import Stream, WrittenOut, carries_over, plan, stream_of
-from vramcalc.targets import layers_alike
 from vramcalc.timeline import Timeline, timeline_of
 from vramcalc.unexplained import unexplained_bytes
 

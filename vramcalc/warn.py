@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from vramcalc.alloc_conf import read
-from vramcalc.job import Job
+from vramcalc.inputs.alloc_conf import read
+from vramcalc.inputs.job import Job
+from vramcalc.inputs.release_dates import UNKNOWN, candidates, not_modelled, unknown_since
+from vramcalc.inputs.stack import Gpu, LoRA
+from vramcalc.inputs.torch_releases import TORCH_RELEASES
 from vramcalc.likeness import kernel
-from vramcalc.release_dates import UNKNOWN, candidates, not_modelled, unknown_since
-from vramcalc.specs import Gpu, LoRA
-from vramcalc.torch_releases import TORCH_RELEASES
 from vramcalc.unexplained import unexplained_bytes
 from vramcalc.units import gib
 

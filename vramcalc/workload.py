@@ -10,10 +10,10 @@ from pydantic import BeforeValidator, Field
 
 from vramcalc.errors import InvalidValue
 from vramcalc.flops import step_flops
+from vramcalc.inputs.base import Spec, whole
+from vramcalc.inputs.job import Job
+from vramcalc.inputs.stack import SeqLen, TrainingSpec
 from vramcalc.interval import Interval
-from vramcalc.job import Job
-from vramcalc.spec_base import Spec, whole
-from vramcalc.specs import SeqLen, TrainingSpec
 
 _S_PER_HOUR = 3600
 

@@ -29,7 +29,7 @@ def test_allocated(benchmark: Benchmark) -> None:
 
 @pytest.mark.benchmark(group="one estimate, 32 layers")
 def test_allocated_and_reserved(benchmark: Benchmark) -> None:
-    from vramcalc.alloc_conf import AllocatorSettings
+    from vramcalc.inputs.alloc_conf import AllocatorSettings
 
     assert benchmark(lambda: Walks(JOB).replay(AllocatorSettings()).peak_reserved_bytes) > 0
 

@@ -7,7 +7,7 @@ import traceback
 
 import pynvml
 
-from vramcalc.detect import detect_gpus
+from vramcalc.inputs.machine.detect import detect_gpus
 
 
 def _is_initialised() -> bool:

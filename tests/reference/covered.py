@@ -11,8 +11,8 @@ from itertools import combinations, product
 from typing import get_args
 
 from vramcalc import regimes
-from vramcalc.job import Job
-from vramcalc.specs import OWN_LOSSES, Checkpointing, LoRA, LossKind, ModelType, OptimizerName
+from vramcalc.inputs.job import Job
+from vramcalc.inputs.stack import OWN_LOSSES, Checkpointing, LoRA, LossKind, ModelType, OptimizerName
 from vramcalc.trace_grid import read_traces
 
 Pair = tuple[tuple[str, object], tuple[str, object]]

@@ -4,16 +4,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vramcalc import catalog
 from vramcalc.errors import InvalidValue
 from vramcalc.fitting import METHODS
-from vramcalc.presets import PRESETS
-from vramcalc.specs import Gpu
+from vramcalc.inputs import catalog
+from vramcalc.inputs.presets import PRESETS
+from vramcalc.inputs.stack import Gpu
 from vramcalc.units import parse_bytes
 from vramcalc.verdicts import Verdict
 
 if TYPE_CHECKING:
-    from vramcalc.detect import Detection
+    from vramcalc.inputs.machine.detect import Detection
 
 COMMON_GPUS = ("t4", "rtx-4090", "l40s", "a100-sxm-80", "h100-sxm")
 """Shown by ``fit`` when no GPU is named and none is found."""
@@ -71,7 +71,7 @@ def asked_gpus(names: list[str] | None, memory: str | None) -> tuple[list[Gpu], 
 
 def detection_here() -> "Detection":
     """What NVML says of this machine."""
-    from vramcalc.detect import detect_gpus
+    from vramcalc.inputs.machine.detect import detect_gpus
 
     return detect_gpus()
 

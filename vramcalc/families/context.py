@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vramcalc.inputs.stack import Stack
 from vramcalc.shadow import ops
 from vramcalc.shadow.autograd import Engine
 from vramcalc.shadow.tape import Tensor
-from vramcalc.specs import Stack
 
 
 class Cache:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from vramcalc.families.context import Cache, Context, Shared
+from vramcalc.inputs.stack import ModelSpec
 from vramcalc.shadow import attention, fused, ops, positions
 from vramcalc.shadow.autograd import Engine
 from vramcalc.shadow.dims import Size
@@ -17,7 +18,6 @@ from vramcalc.shadow.graph import Leaf
 from vramcalc.shadow.masks import causal_mask
 from vramcalc.shadow.modules import Factory, Module, TiedHead
 from vramcalc.shadow.tape import Storage, Tensor
-from vramcalc.specs import ModelSpec
 
 
 class Attention(Module):

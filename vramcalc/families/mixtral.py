@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from vramcalc.families import llama
 from vramcalc.families.context import Context
+from vramcalc.inputs.stack import ModelSpec
 from vramcalc.shadow import ops, routing
 from vramcalc.shadow.graph import Parameter
 from vramcalc.shadow.modules import Factory, Module
 from vramcalc.shadow.tape import Tensor
-from vramcalc.specs import ModelSpec
 
 
 class BlockSparseTop2MLP(Module):

@@ -6,7 +6,7 @@ Reads beside transformers' modeling_qwen2.py.
 from __future__ import annotations
 
 from vramcalc.families import llama
-from vramcalc.specs import ModelSpec
+from vramcalc.inputs.stack import ModelSpec
 
 
 class Attention(llama.Attention):

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from vramcalc.families import llama
 from vramcalc.families.context import Context
+from vramcalc.inputs.stack import ModelSpec
 from vramcalc.shadow import ops
 from vramcalc.shadow.modules import Factory, Module
 from vramcalc.shadow.tape import Tensor
-from vramcalc.specs import ModelSpec
 
 
 class Attention(llama.Attention):

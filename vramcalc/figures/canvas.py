@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from vramcalc.errors import MissingExtra
-from vramcalc.specs import Gpu
+from vramcalc.inputs.stack import Gpu
 from vramcalc.units import GIB, gib
 
 if TYPE_CHECKING:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vramcalc.families.llama import CausalLM
+from vramcalc.inputs.stack import FullFineTuning, LoRA, Method, QLoRA, Stack
 from vramcalc.methods import full, fused_lora, lora
 from vramcalc.methods.qlora import Factory4bit
 from vramcalc.shadow.autograd import Engine
@@ -10,7 +11,6 @@ from vramcalc.shadow.dims import Size
 from vramcalc.shadow.fused import FusedRMSNorm
 from vramcalc.shadow.graph import Parameter
 from vramcalc.shadow.modules import Factory, RMSNorm
-from vramcalc.specs import FullFineTuning, LoRA, Method, QLoRA, Stack
 
 
 def factory(engine: Engine, method: Method, stack: Stack) -> Factory:

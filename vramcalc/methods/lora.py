@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from vramcalc.errors import InvalidValue
 from vramcalc.families.llama import CausalLM
+from vramcalc.inputs.stack import LoRA, Stack
+from vramcalc.inputs.targets import adapter_dtype, copy_dtype, is_target
 from vramcalc.shadow import ops
 from vramcalc.shadow.dims import Size
 from vramcalc.shadow.graph import Parameter
 from vramcalc.shadow.modules import Embedding, Linear, Module, TiedHead
 from vramcalc.shadow.quant import Linear4bit
 from vramcalc.shadow.tape import Tensor
-from vramcalc.specs import LoRA, Stack
-from vramcalc.targets import adapter_dtype, copy_dtype, is_target
 
 
 def attach(net: CausalLM, method: LoRA, stack: Stack, rank: Size) -> None:

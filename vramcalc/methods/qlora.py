@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from vramcalc.inputs.stack import QLoRA, Stack
 from vramcalc.shadow.autograd import Engine
 from vramcalc.shadow.modules import Embedding, Factory, Linear, Module, RMSNorm
 from vramcalc.shadow.quant import Linear4bit
-from vramcalc.specs import QLoRA, Stack
 
 
 class Factory4bit(Factory):

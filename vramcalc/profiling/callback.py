@@ -14,8 +14,8 @@ from typing import Any
 from torch import nn
 from transformers import TrainerCallback
 
-from vramcalc.device_use import DeviceUse, Polled
 from vramcalc.errors import VramcalcError
+from vramcalc.inputs.machine.device_use import DeviceUse, Polled
 from vramcalc.profiling.device import device_named
 from vramcalc.profiling.observed import Batches, method_of, plain_config, stack_of, training_of
 from vramcalc.profiling.phases import PhasePeaks, moment, timing
@@ -158,7 +158,7 @@ class VramcalcCallback(TrainerCallback):  # type: ignore[misc]
         return timing(self._times, WATCHED_STEPS + WARMUP_STEPS, sequences * statistics.mean(lengths))
 
     def _row(self, found: dict[str, Any]) -> Any:
-        from vramcalc.hfconfig import to_spec
+        from vramcalc.inputs.hf_config import to_spec
         from vramcalc.measuring import made_row
         from vramcalc.profiles import Recipe
 

@@ -15,10 +15,10 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
+from vramcalc.inputs.stack import QLoRA, Stack
 from vramcalc.profiling import fused_losses, releases, routing
 from vramcalc.profiling.fake_attention import DTYPE_NAMES, scaled_dot_product_attention
 from vramcalc.shadow import kernels
-from vramcalc.specs import QLoRA, Stack
 
 
 def hidden_buffers(compute_capability: tuple[int, int]) -> Callable[[str, Any, Any], list[tuple[int, str]]]:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from vramcalc.errors import Unsupported
-from vramcalc.specs import OWN_LOSSES, Stack
+from vramcalc.inputs.stack import OWN_LOSSES, Stack
 
 TRL_OUTPUTS = ("log_probs", "entropy", "is_top1")
 """What ``SFTTrainer`` asks its fused head for."""

@@ -12,9 +12,9 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from vramcalc.inputs.stack import OWN_LOSSES, Stack, TrainingSpec
 from vramcalc.profiling import fused_losses
 from vramcalc.profiling.job import torch_dtype
-from vramcalc.specs import OWN_LOSSES, Stack, TrainingSpec
 
 
 class Marker(Protocol):

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from vramcalc.device_use import DeviceUse, Polled
+from vramcalc.inputs.machine.device_use import DeviceUse, Polled
+from vramcalc.inputs.stack import Method, ModelSpec, Stack, TrainingSpec
 from vramcalc.profiling import live_blocks
 from vramcalc.profiling.build import attention_of, build, seen_backend
 from vramcalc.profiling.device import Device
@@ -23,7 +24,6 @@ from vramcalc.profiling.job import build_optimizer, forget_optimizers, torch_dty
 from vramcalc.profiling.loop import Loop, Marker
 from vramcalc.profiling.phases import PhasePeaks, Unmarked, moment, timing
 from vramcalc.profiling.smallest import search
-from vramcalc.specs import Method, ModelSpec, Stack, TrainingSpec
 from vramcalc.units import MIB
 
 MEASURED_STEPS = 3

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from vramcalc.alloc_conf import ENVIRONMENT
 from vramcalc.errors import Unsupported
-from vramcalc.specs import FullFineTuning, LoRA, Method, QLoRA, Stack, TrainingSpec
+from vramcalc.inputs.alloc_conf import ENVIRONMENT
+from vramcalc.inputs.stack import FullFineTuning, LoRA, Method, QLoRA, Stack, TrainingSpec
 
 
 @dataclass

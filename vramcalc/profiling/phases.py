@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from vramcalc.device_use import DeviceUse
+from vramcalc.inputs.machine.device_use import DeviceUse
 from vramcalc.profiling.device import Device
 
 TRAINING = ("forward", "backward", "optimizer", "zero_grad", "between")

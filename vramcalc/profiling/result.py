@@ -11,7 +11,7 @@ from vramcalc.installed import installed_versions
 from vramcalc.shadow.replay import Replay, replay
 
 if TYPE_CHECKING:
-    from vramcalc.alloc_conf import AllocatorSettings
+    from vramcalc.inputs.alloc_conf import AllocatorSettings
     from vramcalc.profiling.recorder import Allocation
 
 

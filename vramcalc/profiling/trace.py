@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from vramcalc.inputs.stack import Method, ModelSpec, QLoRA, Stack, TrainingSpec
 from vramcalc.profiling import fake, fused_losses
 from vramcalc.profiling.job import attach, build_model, build_optimizer
 from vramcalc.profiling.loop import Loop
@@ -22,7 +23,6 @@ from vramcalc.profiling.recorder import Recorder
 from vramcalc.profiling.result import Trace, describe
 from vramcalc.profiling.watch import Watch
 from vramcalc.shadow.kernels import cublas_workspace_bytes
-from vramcalc.specs import Method, ModelSpec, QLoRA, Stack, TrainingSpec
 
 __all__ = ["Trace", "describe", "trace", "trace_custom"]
 

@@ -46,10 +46,10 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     """
     from pydantic import TypeAdapter
 
-    from vramcalc.device_use import DeviceUse
+    from vramcalc.inputs.machine.device_use import DeviceUse
+    from vramcalc.inputs.stack import Method, ModelSpec, Stack, TrainingSpec
     from vramcalc.profiling.device import device_named
     from vramcalc.profiling.measure import Measurement, Run
-    from vramcalc.specs import Method, ModelSpec, Stack, TrainingSpec
 
     method: Any = TypeAdapter(Method).validate_python(request["method"])
     run = Run(

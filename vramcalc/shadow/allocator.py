@@ -19,8 +19,8 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Sequence
 
-from vramcalc.alloc_conf import INTERVALS, AllocatorSettings
 from vramcalc.errors import DoesNotFit
+from vramcalc.inputs.alloc_conf import INTERVALS, AllocatorSettings
 from vramcalc.shadow.blocks import (
     LARGE_SEGMENT,
     MIN_LARGE,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from vramcalc.inputs.stack import ModelSpec, Stack
 from vramcalc.shadow.kernels import choose_sdpa_kernel
-from vramcalc.specs import ModelSpec, Stack
 
 
 def attention_kernel(

@@ -7,9 +7,9 @@ buffers live until the operator returns. Bytes may be symbolic.
 from __future__ import annotations
 
 from vramcalc.errors import Unsupported
+from vramcalc.inputs.torch_releases import Wheel
 from vramcalc.shadow.dims import Size, ceil_to, minimum
 from vramcalc.shadow.tape import ITEMSIZE
-from vramcalc.torch_releases import Wheel
 from vramcalc.units import KIB, MIB
 
 Buffers = list[tuple[Size, str]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vramcalc.releases import Release
+from vramcalc.inputs.releases import Release
 from vramcalc.shadow.autograd import Engine
 from vramcalc.shadow.dims import Size
 from vramcalc.shadow.tape import Tensor

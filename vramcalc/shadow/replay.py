@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from vramcalc.alloc_conf import AllocatorSettings
+from vramcalc.inputs.alloc_conf import AllocatorSettings
 from vramcalc.shadow.allocator import CachingAllocator
 from vramcalc.shadow.blocks import UNIT, Block
 from vramcalc.units import round_up

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from vramcalc.spec_base import Spec
+from vramcalc.inputs.base import Spec
 
 
 class Gpu(Spec):

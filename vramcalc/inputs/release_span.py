@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from vramcalc.errors import Unsupported
-from vramcalc.job import Job
-from vramcalc.release_dates import candidates, unknown_since
-from vramcalc.releases import ROTARY_PRODUCT_UNTIL, minor_release, release_of
-from vramcalc.specs import Stack
+from vramcalc.inputs.job import Job
+from vramcalc.inputs.release_dates import candidates, unknown_since
+from vramcalc.inputs.releases import ROTARY_PRODUCT_UNTIL, minor_release, release_of
+from vramcalc.inputs.stack import Stack
 
 
 def likeliest_job(*, stack: Stack, **parts: Any) -> Job:
@@ -18,7 +18,7 @@ def likeliest_job(*, stack: Stack, **parts: Any) -> Job:
 
     Args:
         stack: the recipe.
-        **parts: the other fields of :class:`vramcalc.job.Job`.
+        **parts: the other fields of :class:`vramcalc.inputs.job.Job`.
 
     Raises:
         Unsupported: settings that do not go together, with the newest release where no release has them.

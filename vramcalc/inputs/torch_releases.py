@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from vramcalc.errors import InvalidValue
-from vramcalc.releases import minor_release
+from vramcalc.inputs.releases import minor_release
 
 Capability = tuple[int, int]
 Cudnn = tuple[int, int, int]

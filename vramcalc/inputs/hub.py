@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vramcalc.errors import HubError, HubGated, HubMissing, HubOffline
-from vramcalc.hfconfig import load
+from vramcalc.inputs.hf_config import load
 
 _FILE = "config.json"
 _TIMEOUT_S = 5.0

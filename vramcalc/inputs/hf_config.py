@@ -14,7 +14,7 @@ from typing import Any, get_args
 
 from vramcalc.errors import BadConfig, InvalidValue, Unsupported, shown
 from vramcalc.files.reading import read_text
-from vramcalc.specs import AttnImplementation, ModelSpec, ModelType
+from vramcalc.inputs.stack import AttnImplementation, ModelSpec, ModelType
 
 _MAX_FILE_BYTES = 4 << 20
 _REQUIRED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")

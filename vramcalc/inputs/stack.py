@@ -1,7 +1,7 @@
 """What is trained, how, by which software and on which GPU: frozen inputs that reject what they do not know.
 
 Field names are those of Hugging Face's own classes: ``config.json``, ``LoraConfig``, ``BitsAndBytesConfig``,
-``TrainingArguments``. ``Stack`` is the recipe that a word such as "bf16" hides; ``vramcalc.presets`` fills
+``TrainingArguments``. ``Stack`` is the recipe that a word such as "bf16" hides; ``vramcalc.inputs.presets`` fills
 it in for the common trainers.
 """
 
@@ -13,16 +13,16 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, ModelWrapValidatorHandler, PlainSerializer, model_validator
 
-from vramcalc import patterns
-from vramcalc.alloc_conf import AllocatorSettings, read
 from vramcalc.errors import InvalidValue
-from vramcalc.gpu_spec import Gpu as Gpu
-from vramcalc.model_spec import AttnImplementation as AttnImplementation
-from vramcalc.model_spec import ModelSpec as ModelSpec
-from vramcalc.model_spec import ModelType as ModelType
-from vramcalc.releases import BITSANDBYTES_CHECKED, PEFT_CHECKED, Release, minor_release, release_of
-from vramcalc.spec_base import PositiveCount, Spec, alias, checked, known_torch, known_transformers, published, whole
-from vramcalc.torch_releases import Wheel, wheel_of
+from vramcalc.inputs import patterns
+from vramcalc.inputs.alloc_conf import AllocatorSettings, read
+from vramcalc.inputs.base import PositiveCount, Spec, alias, checked, known_torch, known_transformers, published, whole
+from vramcalc.inputs.gpu import Gpu as Gpu
+from vramcalc.inputs.model import AttnImplementation as AttnImplementation
+from vramcalc.inputs.model import ModelSpec as ModelSpec
+from vramcalc.inputs.model import ModelType as ModelType
+from vramcalc.inputs.releases import BITSANDBYTES_CHECKED, PEFT_CHECKED, Release, minor_release, release_of
+from vramcalc.inputs.torch_releases import Wheel, wheel_of
 
 DtypeName = Literal["float32", "bfloat16", "float16"]
 Checkpointing = Literal["none", "reentrant", "non_reentrant"]

@@ -5,10 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vramcalc.errors import Unsupported
-from vramcalc.refusals import refuse
-from vramcalc.releases import minor_release
-from vramcalc.specs import OWN_LOSSES, FullFineTuning, LoRA, Method, ModelSpec, Stack, TrainingSpec, kbit_prepared
-from vramcalc.targets import copy_dtype, is_saved, is_target, usual_adapter_dtype
+from vramcalc.inputs.refusals import refuse
+from vramcalc.inputs.releases import minor_release
+from vramcalc.inputs.stack import (
+    OWN_LOSSES,
+    FullFineTuning,
+    LoRA,
+    Method,
+    ModelSpec,
+    Stack,
+    TrainingSpec,
+    kbit_prepared,
+)
+from vramcalc.inputs.targets import copy_dtype, is_saved, is_target, usual_adapter_dtype
 
 _SINCE = {"granite": (4, 45), "qwen2": (4, 37), "qwen3": (4, 51)}
 """First release of transformers with a family, where it is not the first that is modelled."""

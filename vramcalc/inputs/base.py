@@ -9,9 +9,9 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo
 
 from vramcalc.errors import InvalidValue, UnknownName, VramcalcError
-from vramcalc.release_dates import UNKNOWN, resolved
-from vramcalc.releases import checked_releases, minor_release, release_of
-from vramcalc.torch_releases import minor_torch, wheel_of
+from vramcalc.inputs.release_dates import UNKNOWN, resolved
+from vramcalc.inputs.releases import checked_releases, minor_release, release_of
+from vramcalc.inputs.torch_releases import minor_torch, wheel_of
 
 
 def alias(names: dict[str, str]) -> BeforeValidator:

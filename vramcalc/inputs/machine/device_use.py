@@ -8,8 +8,8 @@ from contextlib import suppress
 from types import TracebackType
 from typing import NamedTuple
 
-from vramcalc.detect import memory_of
 from vramcalc.errors import DetectionError
+from vramcalc.inputs.machine.detect import memory_of
 
 
 class Use(NamedTuple):

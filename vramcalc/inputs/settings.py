@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vramcalc.errors import InvalidValue, UnknownName
-from vramcalc.specs import FullFineTuning, LoRA, QLoRA, Stack, TrainingSpec
+from vramcalc.inputs.stack import FullFineTuning, LoRA, QLoRA, Stack, TrainingSpec
 
 MethodClass = type[FullFineTuning] | type[LoRA]
 _NAMED = {"method": "lora", "stack": "transformers-trainer"}

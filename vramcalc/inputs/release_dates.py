@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 
 from vramcalc import tables
-from vramcalc.releases import Minor, checked_releases, minor_release, release_of
+from vramcalc.inputs.releases import Minor, checked_releases, minor_release, release_of
 
 UNKNOWN = "unknown"
 """A release of which not even the date of the run is known."""

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from vramcalc import tables
-from vramcalc.nvml_errors import in_one_line
-from vramcalc.specs import Gpu
+from vramcalc.inputs.machine.nvml_errors import in_one_line
+from vramcalc.inputs.machine.visible_devices import select
+from vramcalc.inputs.stack import Gpu
 from vramcalc.units import GIB, gib
-from vramcalc.visible import select
 
 _GENERATIONS = {
     (6,): "Pascal",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from vramcalc import patterns
-from vramcalc.specs import LoRA, QLoRA, Stack
+from vramcalc.inputs import patterns
+from vramcalc.inputs.stack import LoRA, QLoRA, Stack
 
 
 def is_target(method: LoRA, name: str) -> bool:

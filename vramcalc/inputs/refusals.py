@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from vramcalc.errors import Unsupported
-from vramcalc.releases import EXPERTS_CHECKED, PEFT_RAISES_ADAPTERS, minor_release
-from vramcalc.specs import OWN_LOSSES, LoRA, Method, ModelSpec, QLoRA, Stack, kbit_prepared
-from vramcalc.targets import adapts_whole_mlp, is_saved, is_target
+from vramcalc.inputs.releases import EXPERTS_CHECKED, PEFT_RAISES_ADAPTERS, minor_release
+from vramcalc.inputs.stack import OWN_LOSSES, LoRA, Method, ModelSpec, QLoRA, Stack, kbit_prepared
+from vramcalc.inputs.targets import adapts_whole_mlp, is_saved, is_target
 
 _EXPERTS = (
     *(f"block_sparse_moe.{name}" for name in ("gate", "experts.0.w1", "experts.0.w2", "experts.0.w3")),

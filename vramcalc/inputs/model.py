@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from vramcalc.spec_base import PositiveCount, Spec
+from vramcalc.inputs.base import PositiveCount, Spec
 
 AttnImplementation = Literal["sdpa", "eager", "flash_attention_2"]
 ModelType = Literal["granite", "llama", "mistral", "mixtral", "qwen2", "qwen3"]

@@ -9,9 +9,9 @@ from typing import Any, get_args
 
 from vramcalc import tables
 from vramcalc.errors import HubMissing, HubOffline, InvalidValue, UnknownName, Unsupported
-from vramcalc.gpu_names import meant
-from vramcalc.hfconfig import read_config, to_spec
-from vramcalc.specs import Gpu, ModelSpec, ModelType
+from vramcalc.inputs.gpu_names import meant
+from vramcalc.inputs.hf_config import read_config, to_spec
+from vramcalc.inputs.stack import Gpu, ModelSpec, ModelType
 from vramcalc.units import MIB
 
 _MODELS_REMEDY = "'vramcalc models' lists them; a path to a config.json works too"
@@ -76,7 +76,7 @@ def _supported_names() -> list[str]:
 
 
 def _from_hub(name: str, near: list[str]) -> ModelSpec:
-    from vramcalc.hub import fetch_config
+    from vramcalc.inputs.hub import fetch_config
 
     try:
         return to_spec(fetch_config(name), name)

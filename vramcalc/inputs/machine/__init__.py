@@ -1,0 +1,1 @@
+"""The GPUs at hand, asked through NVML."""
