@@ -17,9 +17,9 @@ from slow_allocator import SETTINGS, Op, SlowAllocator, perform, programs, untim
 
 from vramcalc.errors import DoesNotFit, InvalidValue
 from vramcalc.inputs.alloc_conf import AllocatorSettings
-from vramcalc.shadow.allocator import CachingAllocator
-from vramcalc.shadow.blocks import UNIT, Block
-from vramcalc.shadow.replay import Replay, replay, replay_steps
+from vramcalc.shadow.allocator.blocks import UNIT, Block
+from vramcalc.shadow.allocator.caching import CachingAllocator
+from vramcalc.shadow.allocator.replay import Replay, replay, replay_steps
 from vramcalc.units import MIB
 
 any_settings = st.sampled_from(list(SETTINGS.values()))

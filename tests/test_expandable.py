@@ -12,9 +12,9 @@ from slow_allocator import PAGE, Op, perform, programs, untimed
 
 from vramcalc.errors import DoesNotFit
 from vramcalc.inputs.alloc_conf import AllocatorSettings
-from vramcalc.shadow.allocator import CachingAllocator
-from vramcalc.shadow.blocks import UNIT, Block
-from vramcalc.shadow.expandable import ADDRESSES
+from vramcalc.shadow.allocator.blocks import UNIT, Block
+from vramcalc.shadow.allocator.caching import CachingAllocator
+from vramcalc.shadow.allocator.expandable import ADDRESSES
 from vramcalc.units import MIB, round_up
 
 

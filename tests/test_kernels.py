@@ -14,11 +14,11 @@ from configs import CONFIGS
 from vramcalc.estimation import make_job
 from vramcalc.inputs.hf_config import to_spec
 from vramcalc.inputs.stack import ModelSpec, Stack
-from vramcalc.shadow import kernels
-from vramcalc.shadow.dims import Symbols, evaluate
-from vramcalc.shadow.dispatch import attention_kernel
-from vramcalc.shadow.tape import ITEMSIZE
-from vramcalc.step import Loop, Sizes
+from vramcalc.shadow.engine import kernels
+from vramcalc.shadow.engine.sizes import Symbols, evaluate
+from vramcalc.shadow.engine.tape import ITEMSIZE
+from vramcalc.shadow.families.common.attention_kernel import attention_kernel
+from vramcalc.shadow.training.loop import Loop, Sizes
 from vramcalc.units import KIB, MIB
 
 BATCH, HEADS, KV_HEADS, SEQ = 2, 6, 3, 1000

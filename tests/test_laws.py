@@ -13,8 +13,8 @@ from vramcalc import Estimate, LoRA, QLoRA, estimate
 from vramcalc.inputs.job import Job
 from vramcalc.inputs.stack import FullFineTuning, KeepsOutputs, LossKind, Stack, TrainingSpec
 from vramcalc.ledger import size_of
-from vramcalc.shadow.program import Program
-from vramcalc.step import Loop, Sizes
+from vramcalc.shadow.depth.program import Program
+from vramcalc.shadow.training.loop import Loop, Sizes
 from vramcalc.walk import Walks
 
 METHODS = ("full", "lora", "qlora")

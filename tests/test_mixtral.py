@@ -15,7 +15,7 @@ from vramcalc.errors import Unsupported
 from vramcalc.inputs import catalog
 from vramcalc.inputs.hf_config import to_spec
 from vramcalc.matrices import Matrices
-from vramcalc.shadow.routing import balanced_share
+from vramcalc.shadow.families.common.experts import balanced_share
 
 TINY = to_spec(CONFIGS["mixtral"], "mixtral")
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]

@@ -12,7 +12,7 @@ from vramcalc.errors import InvalidValue, Unsupported
 from vramcalc.estimation import make_job
 from vramcalc.inputs.releases import RELEASES, checked_releases, minor_release, release_of
 from vramcalc.inputs.stack import ModelType, Stack
-from vramcalc.step import MAIN_WORKSPACE
+from vramcalc.shadow.training.loop import MAIN_WORKSPACE
 from vramcalc.walk import Walks
 
 

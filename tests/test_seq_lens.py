@@ -18,9 +18,9 @@ from vramcalc.inputs.alloc_conf import AllocatorSettings
 from vramcalc.inputs.hf_config import to_spec
 from vramcalc.inputs.stack import TrainingSpec
 from vramcalc.profiling.trace import trace
-from vramcalc.shadow.replay import Replay, replay
-from vramcalc.step import Loop, Sizes
-from vramcalc.stream import plan
+from vramcalc.shadow.allocator.replay import Replay, replay
+from vramcalc.shadow.training.loop import Loop, Sizes
+from vramcalc.shadow.training.requests import plan
 from vramcalc.units import MIB
 
 LENGTHS = (100, 37, 180, 64)

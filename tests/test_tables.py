@@ -20,7 +20,7 @@ from vramcalc.errors import DataError, InvalidValue, UnknownName, Unsupported
 from vramcalc.inputs import catalog
 from vramcalc.inputs.stack import ModelSpec, ModelType, OptimizerName, TrainingSpec
 from vramcalc.runtime import capability_of, documented, readings
-from vramcalc.shadow.tape import ITEMSIZE
+from vramcalc.shadow.engine.tape import ITEMSIZE
 from vramcalc.units import GIB, MIB
 
 KEYS = {

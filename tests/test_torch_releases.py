@@ -15,7 +15,7 @@ from vramcalc.inputs.hf_config import to_spec
 from vramcalc.inputs.stack import Stack
 from vramcalc.inputs.torch_releases import TORCH_RELEASES, Capability, checked_torch
 from vramcalc.likeness import kernel, likeness, recipe_id
-from vramcalc.shadow.kernels import choose_sdpa_kernel
+from vramcalc.shadow.engine.kernels import choose_sdpa_kernel
 
 PLAIN: dict[str, Any] = {"dtype": "bfloat16", "masked": False, "grouped": False, "head_dim": 128}
 

@@ -13,8 +13,8 @@ from vramcalc.estimation import make_job
 from vramcalc.inputs.hf_config import to_spec
 from vramcalc.inputs.job import Job
 from vramcalc.profiling.trace import Trace, trace
-from vramcalc.step import Loop, Sizes
-from vramcalc.stream import with_workspace_at_product
+from vramcalc.shadow.training.loop import Loop, Sizes
+from vramcalc.shadow.training.requests import with_workspace_at_product
 
 pytestmark = pytest.mark.trace
 

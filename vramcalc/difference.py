@@ -10,8 +10,8 @@ from difflib import SequenceMatcher
 from typing import TYPE_CHECKING
 
 from vramcalc.inputs.job import Job
-from vramcalc.step import Sizes
-from vramcalc.stream import with_workspace_at_product
+from vramcalc.shadow.training.loop import Sizes
+from vramcalc.shadow.training.requests import with_workspace_at_product
 from vramcalc.units import round_up
 from vramcalc.walk import walk
 

@@ -25,7 +25,7 @@ from vramcalc.interval import Interval
 from vramcalc.ledger import Instant, Row, by_group
 from vramcalc.likeness import Likeness, likeness
 from vramcalc.runtime import Context
-from vramcalc.shadow.replay import Replay
+from vramcalc.shadow.allocator.replay import Replay
 from vramcalc.timeline import Timeline
 from vramcalc.walk import Walks, walks_of
 from vramcalc.warn import warnings_for

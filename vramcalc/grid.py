@@ -24,9 +24,9 @@ from vramcalc.inputs.job import Job
 from vramcalc.inputs.stack import Gpu, LoRA, Method, ModelSpec, Stack, TrainingSpec
 from vramcalc.ledger import stages
 from vramcalc.likeness import likeness
-from vramcalc.shadow.counts import Counts, count
-from vramcalc.shadow.dims import Symbols
-from vramcalc.step import Sizes
+from vramcalc.shadow.depth.counts import Counts, count
+from vramcalc.shadow.engine.sizes import Symbols
+from vramcalc.shadow.training.loop import Sizes
 from vramcalc.walk import walk
 
 if TYPE_CHECKING:

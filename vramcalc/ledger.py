@@ -6,8 +6,8 @@ import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from vramcalc.shadow.program import Program
-from vramcalc.shadow.tape import Birth
+from vramcalc.shadow.depth.program import Program
+from vramcalc.shadow.engine.tape import Birth
 from vramcalc.units import round_up
 
 GROUPS = ("parameters", "gradients", "optimizer", "activations", "temporaries", "workspace", "context")

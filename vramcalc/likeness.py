@@ -10,7 +10,7 @@ from typing import Any
 
 from vramcalc.inputs.job import Job
 from vramcalc.inputs.stack import Gpu, LoRA, QLoRA, kbit_prepared
-from vramcalc.shadow.dispatch import attention_kernel
+from vramcalc.shadow.families.common.attention_kernel import attention_kernel
 
 _VERSIONS = frozenset({"torch", "cuda", "transformers", "peft", "bitsandbytes"})
 _MEASURED_TORCH = "2.13"

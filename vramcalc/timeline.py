@@ -8,7 +8,7 @@ from functools import cached_property
 from itertools import accumulate
 
 from vramcalc.ledger import GROUPS, SCENE, group_of, phases_of, size_of, stages
-from vramcalc.shadow.program import Program
+from vramcalc.shadow.depth.program import Program
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vramcalc.inputs.job import Job
 from vramcalc.inputs.releases import minor_release
-from vramcalc.shadow.tape import ITEMSIZE
+from vramcalc.shadow.engine.tape import ITEMSIZE
 
 
 def unexplained_bytes(job: Job) -> int:

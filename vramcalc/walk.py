@@ -17,11 +17,11 @@ from vramcalc.inputs.job import Job
 from vramcalc.inputs.stack import LoRA, QLoRA
 from vramcalc.inputs.targets import layers_alike
 from vramcalc.ledger import SCENE, Instant, Row, instants, rows_at, size_of
-from vramcalc.loading import read_quantised
-from vramcalc.shadow.program import WALKED_LAYERS, NotRepeatable, Program
-from vramcalc.shadow.replay import Replay, replay_steps
-from vramcalc.step import Loop, Sizes, step_name
-from vramcalc.stream import Stream, WrittenOut, carries_over, plan, stream_of
+from vramcalc.shadow.allocator.replay import Replay, replay_steps
+from vramcalc.shadow.depth.program import WALKED_LAYERS, NotRepeatable, Program
+from vramcalc.shadow.training.loop import Loop, Sizes, step_name
+from vramcalc.shadow.training.reading_checkpoint import read_quantised
+from vramcalc.shadow.training.requests import Stream, WrittenOut, carries_over, plan, stream_of
 from vramcalc.timeline import Timeline, timeline_of
 from vramcalc.unexplained import unexplained_bytes
 

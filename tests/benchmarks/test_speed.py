@@ -15,7 +15,7 @@ import pytest
 
 from vramcalc import estimate_grid
 from vramcalc.estimation import make_job
-from vramcalc.step import Loop, Sizes
+from vramcalc.shadow.training.loop import Loop, Sizes
 from vramcalc.walk import Walks
 
 Benchmark = Callable[..., Any]

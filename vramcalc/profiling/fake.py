@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from vramcalc.inputs.stack import QLoRA, Stack
 from vramcalc.profiling import fused_losses, releases, routing
 from vramcalc.profiling.fake_attention import DTYPE_NAMES, scaled_dot_product_attention
-from vramcalc.shadow import kernels
+from vramcalc.shadow.engine import kernels
 
 
 def hidden_buffers(compute_capability: tuple[int, int]) -> Callable[[str, Any, Any], list[tuple[int, str]]]:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from vramcalc.inputs.torch_releases import Wheel
-from vramcalc.shadow import kernels
+from vramcalc.shadow.engine import kernels
 
 DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 

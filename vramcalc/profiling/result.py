@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from vramcalc.installed import installed_versions
-from vramcalc.shadow.replay import Replay, replay
+from vramcalc.shadow.allocator.replay import Replay, replay
 
 if TYPE_CHECKING:
     from vramcalc.inputs.alloc_conf import AllocatorSettings

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 
-from vramcalc.shadow.routing import balanced_share
+from vramcalc.shadow.families.common.experts import balanced_share
 
 Replacement = tuple[Any, str, Any]
 

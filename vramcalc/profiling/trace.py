@@ -22,7 +22,7 @@ from vramcalc.profiling.loop import Loop
 from vramcalc.profiling.recorder import Recorder
 from vramcalc.profiling.result import Trace, describe
 from vramcalc.profiling.watch import Watch
-from vramcalc.shadow.kernels import cublas_workspace_bytes
+from vramcalc.shadow.engine.kernels import cublas_workspace_bytes
 
 __all__ = ["Trace", "describe", "trace", "trace_custom"]
 
@@ -79,7 +79,7 @@ class _Marker:
         if kind == "forward":
             self.recorder.at_product = lambda: self._allocate(what)
         else:
-            # Not at its first product: see vramcalc.stream.with_workspace_at_product.
+            # Not at its first product: see vramcalc.shadow.training.requests.with_workspace_at_product.
             self._allocate(what)
 
     def _allocate(self, what: str) -> None:

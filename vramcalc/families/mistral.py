@@ -1,5 +1,0 @@
-"""Mistral: Llama's modules; a sliding window, which transformers turns into a mask once the sequence reaches it."""
-
-from __future__ import annotations
-
-from vramcalc.families.llama import CausalLM as CausalLM

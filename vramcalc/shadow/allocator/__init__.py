@@ -1,0 +1,1 @@
+"""torch's caching allocator: which blocks and segments requests for memory take."""

@@ -1,0 +1,1 @@
+"""A few layers walked and read as many."""

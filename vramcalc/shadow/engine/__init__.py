@@ -1,0 +1,1 @@
+"""Tensors without values: sizes, storages, autograd, operators, modules and the kernels behind them."""

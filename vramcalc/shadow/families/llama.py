@@ -1,0 +1,312 @@
+"""Llama 2, 3, 3.1, 3.2 and whatever else is built on ``LlamaForCausalLM``; also the frame its relatives share.
+
+Reads beside transformers' modeling_llama.py: the same modules, the same names, the same order, and local variables
+that live as long as theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from vramcalc.inputs.stack import ModelSpec
+from vramcalc.shadow.engine import attention, ops
+from vramcalc.shadow.engine.autograd import Engine
+from vramcalc.shadow.engine.graph import Leaf
+from vramcalc.shadow.engine.modules import Factory, Module, TiedHead
+from vramcalc.shadow.engine.sizes import Size
+from vramcalc.shadow.engine.tape import Storage, Tensor
+from vramcalc.shadow.families.common import rotary as positions
+from vramcalc.shadow.families.common.attention_kernel import attention_kernel
+from vramcalc.shadow.families.common.context import Cache, Context, Shared
+from vramcalc.shadow.families.common.masks import causal_mask
+from vramcalc.shadow.fused import fms_acceleration as fused
+
+
+class Attention(Module):
+    """``LlamaAttention``."""
+
+    def __init__(self, make: Factory, name: str, spec: ModelSpec, context: Context) -> None:
+        super().__init__(make.engine, name)
+        h, d = spec.hidden_size, spec.head_dim
+        self.spec, self.context = spec, context
+        q, kv = spec.num_attention_heads * d, spec.num_key_value_heads * d
+        qkv_bias, o_bias = self.biases(spec)
+        self.q_proj = make.linear(f"{name}.q_proj", h, q, bias=qkv_bias)
+        self.k_proj = make.linear(f"{name}.k_proj", h, kv, bias=qkv_bias)
+        self.v_proj = make.linear(f"{name}.v_proj", h, kv, bias=qkv_bias)
+        self.o_proj = make.linear(f"{name}.o_proj", q, h, bias=o_bias)
+        self.tables = self._tables()
+
+    def _tables(self) -> list[Storage]:
+        """Frequencies, and cosine and sine of every position, where a release keeps them in each layer."""
+        tape, spec, stack, found = self.engine.tape, self.spec, self.context.stack, list[Storage]()
+        outer, tape.module = tape.module, f"{self.name}.rotary_emb"
+        if spec.model_type in stack.release.layer_rotary:
+            found.append(Storage(tape, (spec.head_dim // 2,), "float32", "inv_freq", "parameter"))
+        if spec.model_type in stack.release.cached_rotary | stack.release.idle_tables:
+            shape = (spec.max_position_embeddings, spec.head_dim)
+            found += [Storage(tape, shape, stack.dtype, what, "parameter") for what in ("cos_cached", "sin_cached")]
+        tape.module = outer
+        return found
+
+    def biases(self, spec: ModelSpec) -> tuple[bool, bool]:
+        """Whether q, k and v have a bias, and whether o has."""
+        return spec.attention_bias, spec.attention_bias
+
+    @property
+    def rotates_in_place(self) -> bool:
+        """Rotary positions are a kernel that writes over what it is given, gradients too."""
+        return self.context.stack.fused_kernels != "none"
+
+    def query(self, projected: Tensor) -> Tensor:
+        """Queries by head."""
+        return self.split(projected, self.spec.num_attention_heads, head_major_grad=not self.rotates_in_place)
+
+    def key(self, projected: Tensor) -> Tensor:
+        """Keys by head."""
+        return self.split(projected, self.spec.num_key_value_heads, head_major_grad=not self.rotates_in_place)
+
+    def split(self, x: Tensor, heads: int, *, head_major_grad: bool = True) -> Tensor:
+        """``view(...).transpose(1, 2)``; rotary positions send a gradient back head by head."""
+        return ops.split_heads(self.engine, x, heads, self.spec.head_dim, head_major_grad=head_major_grad)
+
+    def attend(self, x: Tensor, shared: Shared) -> tuple[Tensor, Tensor | None]:
+        """``forward``: the result and, from eager code, the attention weights."""
+        e, spec, stack = self.engine, self.spec, self.context.stack
+        capability, masked = self.context.compute_capability, shared.mask is not None
+        contiguous = stack.release.contiguous and stack.attn_implementation == "sdpa"
+        cached = shared.cache is not None and shared.cache.copies
+        if stack.release.projects_first:
+            q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+            q, k = self.query(q), self.key(k)
+        else:
+            q, k = self.query(self.q_proj(x)), self.key(self.k_proj(x))
+            v = self.v_proj(x)
+        kernel, repeats = attention_kernel(
+            spec, stack, dtype=e.autocast or v.dtype, masked=masked, compute_capability=capability
+        )
+        by_head = (
+            kernel in ("eager", "math")
+            or cached
+            or repeats
+            or contiguous
+            or (kernel == "flash" and spec.head_dim % 8 > 0)
+        )
+        v = self.split(v, spec.num_key_value_heads, head_major_grad=by_head)
+        rows = self.rows(v)
+        cos, sin = shared.rotary or self.rotary(v)
+        if self.rotates_in_place:
+            q = fused.rotary(e, q, cos, sin, head_major_grad=by_head and not repeats)
+            k = fused.rotary(e, k, cos, sin, head_major_grad=by_head)
+        else:
+            q, k = positions.rotary_pair(e, q, k, cos, sin)
+        if shared.cache is not None:
+            k, v = shared.cache.update(e, k, v)
+        in_place = stack.release.projects_first and kernel in ("flash", "efficient")
+        if repeats and in_place:
+            # In the attention class itself, so that each copy replaces what was copied.
+            k = attention.repeat_kv(e, k, spec.num_attention_heads)
+            v = attention.repeat_kv(e, v, spec.num_attention_heads)
+            repeats = False
+        lowered = stack.attn_implementation == "flash_attention_2" and q.dtype == "float32"
+        if lowered and in_place:
+            q = self.lower(q)
+            k = self.lower(k)
+            v = self.lower(v)
+        given = (self.lower(q), self.lower(k), self.lower(v)) if lowered and not in_place else (q, k, v)
+        out, weights = attention.attend(
+            e, kernel, *given, shared.mask, capability, repeats=repeats, contiguous=contiguous, cached=cached
+        )
+        del given
+        out = ops.merge_heads(e, out)
+        projected = self.o_proj(out)
+        del rows
+        return projected, weights
+
+    def rows(self, v: Tensor) -> list[Tensor]:
+        """The tables' first rows in the values' dtype, views where it is that of the tables; the layer holds them."""
+        e, shape = self.engine, (v.shape[2], self.spec.head_dim)
+        if not self._looks_up or v.dtype == self.context.stack.dtype:
+            return []
+        return [e.new(shape, v.dtype, what) for what in ("cos", "sin")]
+
+    def rotary(self, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of a layer's own: worked out, or picked from the rows of its tables by position."""
+        e, seq, width = self.engine, v.shape[2], self.spec.head_dim
+        if not self._looks_up:
+            return positions.rotary_embedding(e, seq, width, v.dtype, scales=False)
+        return e.new((1, seq, width), v.dtype, "cos"), e.new((1, seq, width), v.dtype, "sin")
+
+    @property
+    def _looks_up(self) -> bool:
+        return self.spec.model_type in self.context.stack.release.cached_rotary
+
+    def lower(self, x: Tensor) -> Tensor:
+        """The 16-bit copy that flash-attn is handed."""
+        return ops.to(self.engine, x, self.engine.autocast or self.context.stack.dtype)
+
+
+class MLP(Module):
+    """``LlamaMLP``."""
+
+    def __init__(self, make: Factory, name: str, spec: ModelSpec) -> None:
+        super().__init__(make.engine, name)
+        h, i, bias = spec.hidden_size, spec.intermediate_size, spec.mlp_bias
+        self.gate_proj = make.linear(f"{name}.gate_proj", h, i, bias=bias)
+        self.up_proj = make.linear(f"{name}.up_proj", h, i, bias=bias)
+        self.down_proj = make.linear(f"{name}.down_proj", i, h, bias=bias)
+
+    def forward(self, *args: Tensor) -> Tensor:
+        """Gated feed-forward."""
+        e, x = self.engine, args[0]
+        return self.down_proj(ops.mul(e, ops.silu(e, self.gate_proj(x)), self.up_proj(x)))
+
+
+class DecoderLayer(Module):
+    """``LlamaDecoderLayer``."""
+
+    attention_class = Attention
+
+    def __init__(self, make: Factory, name: str, spec: ModelSpec, context: Context) -> None:
+        super().__init__(make.engine, name)
+        self.self_attn = self.attention_class(make, f"{name}.self_attn", spec, context)
+        self.mlp = self.feed_forward(make, name, spec, context)
+        self.input_layernorm = make.norm(f"{name}.input_layernorm", spec.hidden_size)
+        self.post_attention_layernorm = make.norm(f"{name}.post_attention_layernorm", spec.hidden_size)
+
+    def feed_forward(self, make: Factory, name: str, spec: ModelSpec, context: Context) -> Module:
+        """What stands after attention, inside the layer called ``name``."""
+        return MLP(make, f"{name}.mlp", spec)
+
+    def join(self, residual: Tensor, branch: Tensor) -> Tensor:
+        """What a branch of the layer is added to, and how."""
+        return ops.add(self.engine, residual, branch)
+
+    def run(self, hidden_states: Tensor, shared: Shared) -> Tensor:
+        """``forward``."""
+        tape, outer = self.engine.tape, self.engine.tape.module
+        tape.module, residual = self.name, hidden_states
+        hidden_states = self.input_layernorm(hidden_states)
+        tape.module = self.self_attn.name
+        hidden_states, weights = self.self_attn.attend(hidden_states, shared)
+        tape.module = self.name
+        hidden_states = self.join(residual, hidden_states)
+        residual = hidden_states
+        hidden_states = self.post_attention_layernorm(hidden_states)
+        hidden_states = self.mlp(hidden_states)
+        hidden_states = self.join(residual, hidden_states)
+        tape.module = outer
+        del weights
+        return hidden_states
+
+
+class CausalLM(Module):
+    """``LlamaForCausalLM`` without its loss, which belongs to the recipe.
+
+    Args:
+        make: makes the leaves.
+        spec: the model.
+        n_layers: decoder layers to build.
+        context: how it runs.
+    """
+
+    layer_class = DecoderLayer
+
+    def __init__(self, make: Factory, spec: ModelSpec, n_layers: int, context: Context) -> None:
+        super().__init__(make.engine, "")
+        tape = make.engine.tape
+        self.spec, self.context = spec, context
+        embeddings = make.embedding("model.embed_tokens", spec.vocab_size, spec.hidden_size)
+        self.embed_tokens: Module = embeddings
+        self.layers = []
+        for i in range(n_layers):
+            tape.at(i)
+            self.layers.append(self.layer_class(make, f"model.layers.{i}", spec, context))
+        tape.at(None)
+        self.norm = make.norm("model.norm", spec.hidden_size)
+        self.buffers = self._buffers()
+        self.lm_head: Module = (
+            TiedHead(make.engine, "lm_head", embeddings)
+            if spec.tie_word_embeddings
+            else make.head("lm_head", spec.hidden_size, spec.vocab_size)
+        )
+
+    def _buffers(self) -> list[Storage]:
+        """What the model keeps beside its parameters."""
+        tape, spec, release = self.engine.tape, self.spec, self.context.stack.release
+        tape.module, half = "model.rotary_emb", (spec.head_dim // 2,)
+        names = () if spec.model_type in release.layer_rotary else ("inv_freq", "original_inv_freq")
+        found = [Storage(tape, half, "float32", what, "parameter") for what in names]
+        if spec.model_type in release.causal_buffer:
+            tape.module, n = "model", spec.max_position_embeddings
+            found.append(Storage(tape, (n, n), "bool", "causal_mask", "parameter"))
+        tape.module = ""
+        return found
+
+    def embedded(self, inputs_embeds: Tensor) -> Tensor:
+        """What the first layer is given."""
+        return inputs_embeds
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """The last hidden state to the logits."""
+        return self.lm_head(hidden)
+
+    @property
+    def _window(self) -> int | None:
+        """The sliding window that masks are made for."""
+        stack = self.context.stack
+        unseen = stack.release.ignores_window and stack.attn_implementation == "sdpa"
+        return None if unseen else self.spec.sliding_window
+
+    def hidden_states(self, ids: Tensor, cache: Cache | None) -> Tensor:
+        """``LlamaModel.forward``: token ids to the normalised last hidden state."""
+        e, tape, context, spec = self.engine, self.engine.tape, self.context, self.spec
+        batch, seq = ids.shape
+        inputs_embeds = self.embed_tokens(ids)
+        if context.require_input_grads:
+            _require_grad(inputs_embeds)
+        tape.module = "model"
+        inputs_embeds = self.embedded(inputs_embeds)
+        position_ids = _position_ids(e, seq)
+        mask = causal_mask(
+            e,
+            batch,
+            seq,
+            release=context.stack.release,
+            implementation=context.stack.attn_implementation,
+            padded=context.padded,
+            passed=context.stack.passes_attention_mask,
+            cached=cache is not None,
+            sliding_window=self._window,
+            dtype=inputs_embeds.dtype,
+        )
+        hidden_states = inputs_embeds
+        in_layers = spec.model_type in context.stack.release.layer_rotary
+        rotary = None if in_layers else positions.rotary_embedding(e, seq, spec.head_dim, hidden_states.dtype)
+        shared = Shared(rotary, mask, position_ids, cache)
+        del rotary, mask, position_ids
+        for i, layer in enumerate(self.layers):
+            tape.at(i)
+            hidden_states = e.checkpoint(context.checkpointing, _bind(layer, shared), hidden_states)
+        tape.at(None)
+        hidden_states = self.norm(hidden_states)
+        tape.module = ""
+        return hidden_states
+
+
+def _bind(layer: DecoderLayer, shared: Shared) -> Callable[[Tensor], Tensor]:
+    return lambda x: layer.run(x, shared)
+
+
+def _require_grad(x: Tensor) -> None:
+    """``enable_input_require_grads``: the embedding's output becomes a leaf; the graph then holds it to the end."""
+    if x.node is None:
+        x.node = Leaf()
+        x.node.keep = x.storage
+
+
+def _position_ids(e: Engine, seq: Size) -> Tensor:
+    arange = e.new((seq,), "int64", "arange")
+    position_ids = e.new((1, seq), "int64", "position ids")
+    del arange
+    return position_ids

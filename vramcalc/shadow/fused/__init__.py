@@ -1,0 +1,1 @@
+"""Fused kernels of plugins, which replace modules of a model."""

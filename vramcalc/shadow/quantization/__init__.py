@@ -1,0 +1,1 @@
+"""How base weights are stored and read: bitsandbytes' four bits."""

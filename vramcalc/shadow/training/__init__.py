@@ -1,0 +1,1 @@
+"""The training step around a model: reading the checkpoint, losses, optimizers, the loop."""
