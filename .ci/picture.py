@@ -13,9 +13,9 @@ from itertools import pairwise
 
 from vramcalc import estimate as estimate_of
 from vramcalc.describe import method_line
-from vramcalc.estimation import Estimate
+from vramcalc.memory.estimate import Estimate
+from vramcalc.memory.timeline import Timeline
 from vramcalc.palette import GROUPS
-from vramcalc.timeline import Timeline
 from vramcalc.units import GIB, gib
 
 WIDTH, HEIGHT = 840, 400

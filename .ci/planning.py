@@ -15,9 +15,9 @@ from typing import Any
 from vramcalc import claims, prices, verdict
 from vramcalc import estimate as estimate_of
 from vramcalc.describe import common_lines, method_line, precision, step_line
-from vramcalc.estimation import Estimate
 from vramcalc.formats import formatted
 from vramcalc.inputs import catalog
+from vramcalc.memory.estimate import Estimate
 from vramcalc.planning import Plan, plan_of, step_time_of
 from vramcalc.prices import Offer
 from vramcalc.render_plan import time_text

@@ -17,10 +17,10 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from vramcalc import ModelSpec, QLoRA, VramcalcError, estimate
-from vramcalc.estimation import Estimate
 from vramcalc.inputs.presets import PRESETS
 from vramcalc.inputs.releases import RELEASES
 from vramcalc.inputs.stack import FullFineTuning, LoRA, Stack, TrainingSpec
+from vramcalc.memory.estimate import Estimate
 
 SEED = int(os.environ.get("VRAMCALC_SEED", "0"))
 """Of everything random here."""

@@ -59,7 +59,7 @@ HINTED = {"matplotlib"}
 
 AT_THE_TOP = {
     "matplotlib": {"vramcalc.figures.picture"},
-    "numpy": {"vramcalc.figures.curves", "vramcalc.grid", "vramcalc.shadow.depth.counts"},
+    "numpy": {"vramcalc.figures.curves", "vramcalc.memory.grid", "vramcalc.shadow.depth.counts"},
     "pydantic": {
         "vramcalc.inputs.base",
         "vramcalc.inputs.gpu",

@@ -19,20 +19,28 @@ from profile_rows import MEASURED, row
 
 from vramcalc import estimate, tables
 from vramcalc.calibrating import keep, own_profiles, refit
-from vramcalc.calibration import POOLS, SEGMENT_BYTES, Calibration, Pool, Recipe, context_at, interval_around
 from vramcalc.calibration_checks import LEFT_OUT, Coverage, Held, LeftOut, coverage, held_out
 from vramcalc.calibration_families import family_of, folds
-from vramcalc.calibration_files import SCHEMA, current, own_path, parse, shipped, shipped_path, to_json
 from vramcalc.calibration_fit import fit, merged, profiled
-from vramcalc.conformal import LEVEL, Outlook, Spread, quantile
 from vramcalc.errors import DataError, InvalidValue
-from vramcalc.estimation import Estimate, estimate_job
-from vramcalc.likeness import recipe_id
 from vramcalc.measured_jobs import capacity_bytes
 from vramcalc.measurements import predict, read_measurements
+from vramcalc.memory.calibration.calibration import (
+    POOLS,
+    SEGMENT_BYTES,
+    Calibration,
+    Pool,
+    Recipe,
+    context_at,
+    interval_around,
+)
+from vramcalc.memory.calibration.conformal import LEVEL, Outlook, Spread, quantile
+from vramcalc.memory.calibration.file import SCHEMA, current, own_path, parse, shipped, shipped_path, to_json
+from vramcalc.memory.calibration.similarity import recipe_id
+from vramcalc.memory.context import documented
+from vramcalc.memory.estimate import Estimate, estimate_job
 from vramcalc.profile_metrics import job_of
 from vramcalc.profiles import ProfileRow
-from vramcalc.runtime import documented
 from vramcalc.units import MIB
 from vramcalc.verdicts import verdict
 

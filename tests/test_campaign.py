@@ -24,10 +24,10 @@ from vramcalc.campaign import Campaign, Planned, find, read_campaign
 from vramcalc.campaign_run import Progress, Rows, Summary
 from vramcalc.campaign_run import run as run_campaign
 from vramcalc.errors import DataError, UnknownName
-from vramcalc.estimation import estimate_job
 from vramcalc.inputs import catalog
 from vramcalc.inputs.job import Job
 from vramcalc.measuring import Place, made_row
+from vramcalc.memory.estimate import estimate_job
 from vramcalc.profiles import ProfileRow, read_profiles
 
 HERE = Path(__file__).parent

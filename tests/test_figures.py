@@ -28,7 +28,7 @@ from vramcalc.describe import CACHE, process_groups
 from vramcalc.errors import InvalidValue, UnknownName
 from vramcalc.figures.costs import front
 from vramcalc.figures.stacks import labels_of
-from vramcalc.ledger import GROUPS
+from vramcalc.memory.ledger import GROUPS
 from vramcalc.tables import directory
 from vramcalc.units import GIB
 

@@ -16,11 +16,11 @@ from profile_rows import row
 
 import vramcalc
 from vramcalc import prices, tables
-from vramcalc.calibration_files import current, own_path, shipped, shipped_path
 from vramcalc.campaign import read_campaign
 from vramcalc.campaign_yaml import MOST_VALUES, load
 from vramcalc.errors import DataError
 from vramcalc.files.reading import read_bytes, read_text
+from vramcalc.memory.calibration.file import current, own_path, shipped, shipped_path
 from vramcalc.profiles import parse, read_profiles
 from vramcalc.row_log import append
 

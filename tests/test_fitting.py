@@ -13,11 +13,11 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from vramcalc import Estimate, Gpu, ModelSpec, Verdict, estimate, fit, max_micro_batch_size, max_seq_len, verdict
-from vramcalc.calibration_files import current
 from vramcalc.errors import DoesNotFit, InvalidValue, UnknownName, Unsupported
 from vramcalc.inputs.alloc_conf import AllocatorSettings
 from vramcalc.inputs.stack import QLoRA, Stack
 from vramcalc.largest import LOOKS, NEAR, STEP, Largest
+from vramcalc.memory.calibration.file import current
 from vramcalc.remedies import Remedy, first_that_fits
 from vramcalc.units import GIB, MIB
 from vramcalc.verdicts import SAFE

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vramcalc import estimate, walk
+from vramcalc import estimate
 from vramcalc.inputs import catalog
 from vramcalc.measurements import Row, read_measurements
+from vramcalc.memory import walks as walk
 
 PATH = Path(__file__).resolve().parent.parent / "tables" / "measurements.csv"
 MODELS = ("mistralai/Mistral-7B-v0.1", "meta-llama/Meta-Llama-3-8B")

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from configs import CONFIGS
 
-from vramcalc.estimation import make_job
 from vramcalc.inputs.hf_config import to_spec
 from vramcalc.inputs.stack import ModelSpec, Stack
+from vramcalc.memory.estimate import make_job
 from vramcalc.shadow.engine import kernels
 from vramcalc.shadow.engine.sizes import Symbols, evaluate
 from vramcalc.shadow.engine.tape import ITEMSIZE

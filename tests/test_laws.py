@@ -12,10 +12,10 @@ from small import TINY, tiny
 from vramcalc import Estimate, LoRA, QLoRA, estimate
 from vramcalc.inputs.job import Job
 from vramcalc.inputs.stack import FullFineTuning, KeepsOutputs, LossKind, Stack, TrainingSpec
-from vramcalc.ledger import size_of
+from vramcalc.memory.ledger import size_of
+from vramcalc.memory.walks import Walks
 from vramcalc.shadow.depth.program import Program
 from vramcalc.shadow.training.loop import Loop, Sizes
-from vramcalc.walk import Walks
 
 METHODS = ("full", "lora", "qlora")
 CHECKPOINTING = ("none", "reentrant", "non_reentrant")

@@ -10,8 +10,9 @@ from unittest.mock import patch
 import pytest
 from random_jobs import FAMILIES, METHODS, SEED, alone, answer, broken, drawn, estimated, pairs, values
 
-from vramcalc import Estimate, walk
-from vramcalc.walk import Walks
+from vramcalc import Estimate
+from vramcalc.memory import walks as walk
+from vramcalc.memory.walks import Walks
 
 PARTS = 10
 JOBS = 5_000

@@ -28,11 +28,11 @@ from profile_rows import CPU, recipe
 
 from vramcalc.campaign import planned_job
 from vramcalc.errors import MissingExtra
-from vramcalc.estimation import make_job
 from vramcalc.inputs.hf_config import to_spec
 from vramcalc.inputs.job import Job
 from vramcalc.inputs.stack import QLoRA
 from vramcalc.measuring import CannotMeasure, Place, Worker, environment, made_row, place
+from vramcalc.memory.estimate import make_job
 from vramcalc.profile_metrics import inconsistencies
 from vramcalc.profiles import ProfileRow, Recipe, read_profiles
 from vramcalc.profiling import fake

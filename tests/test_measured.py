@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from vramcalc import estimate, tables
-from vramcalc.estimation import estimate_job
 from vramcalc.measurements import Prediction, predict, read_measurements
-from vramcalc.unexplained import unexplained_bytes
+from vramcalc.memory.estimate import estimate_job
+from vramcalc.memory.unexplained import unexplained_bytes
 from vramcalc.units import MIB
 from vramcalc.verdicts import verdict
 

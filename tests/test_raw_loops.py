@@ -10,7 +10,7 @@ from small import TINY, tiny
 from vramcalc import estimate
 from vramcalc.describe import recipe_lines
 from vramcalc.errors import Unsupported
-from vramcalc.likeness import kernel, likeness, recipe_id
+from vramcalc.memory.calibration.similarity import kernel, likeness, recipe_id
 
 LOOPS: tuple[dict[str, Any], ...] = (
     {"passes_attention_mask": False},

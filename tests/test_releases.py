@@ -9,11 +9,11 @@ from small import TINY, tiny
 
 from vramcalc import estimate
 from vramcalc.errors import InvalidValue, Unsupported
-from vramcalc.estimation import make_job
 from vramcalc.inputs.releases import RELEASES, checked_releases, minor_release, release_of
 from vramcalc.inputs.stack import ModelType, Stack
+from vramcalc.memory.estimate import make_job
+from vramcalc.memory.walks import Walks
 from vramcalc.shadow.training.loop import MAIN_WORKSPACE
-from vramcalc.walk import Walks
 
 
 def test_releases_follow_each_other_without_overlap() -> None:

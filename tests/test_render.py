@@ -32,7 +32,7 @@ from vramcalc.describe import method_line, process_groups, recipe_lines, shared_
 from vramcalc.errors import InvalidValue, VramcalcError
 from vramcalc.inputs.presets import PRESETS
 from vramcalc.inputs.stack import QLoRA, Stack, TrainingSpec
-from vramcalc.ledger import GROUPS
+from vramcalc.memory.ledger import GROUPS
 from vramcalc.plaintext import table
 from vramcalc.render import estimate_text, fit_text
 from vramcalc.render_html import COLOURS, estimate_html

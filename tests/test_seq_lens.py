@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from vramcalc import estimate, estimate_grid, max_micro_batch_size, max_seq_len
 from vramcalc.errors import InvalidValue
-from vramcalc.estimation import Estimate
 from vramcalc.inputs import catalog
 from vramcalc.inputs.alloc_conf import AllocatorSettings
 from vramcalc.inputs.hf_config import to_spec
 from vramcalc.inputs.stack import TrainingSpec
+from vramcalc.memory.estimate import Estimate
 from vramcalc.profiling.trace import trace
 from vramcalc.shadow.allocator.replay import Replay, replay
 from vramcalc.shadow.training.loop import Loop, Sizes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from small import tiny
 
-from vramcalc.snapshots import snapshots
+from vramcalc.memory.snapshots import snapshots
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "qlora"])

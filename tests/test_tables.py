@@ -19,7 +19,7 @@ from vramcalc import tables
 from vramcalc.errors import DataError, InvalidValue, UnknownName, Unsupported
 from vramcalc.inputs import catalog
 from vramcalc.inputs.stack import ModelSpec, ModelType, OptimizerName, TrainingSpec
-from vramcalc.runtime import capability_of, documented, readings
+from vramcalc.memory.context import capability_of, documented, readings
 from vramcalc.shadow.engine.tape import ITEMSIZE
 from vramcalc.units import GIB, MIB
 

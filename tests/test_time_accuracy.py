@@ -13,8 +13,8 @@ import pytest
 from command import run
 
 from vramcalc import tables
-from vramcalc.conformal import quantile
 from vramcalc.errors import DataError
+from vramcalc.memory.calibration.conformal import quantile
 from vramcalc.render_time_accuracy import time_accuracy_text
 from vramcalc.throughput import read_throughput
 from vramcalc.time_accuracy import TimeAccuracy, TimeGroup, time_accuracy

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from test_laws import METHODS, SETTINGS, TINY, tiny
 
 from vramcalc import estimate
-from vramcalc.ledger import GROUPS, SCENE
-from vramcalc.timeline import Part, Timeline
+from vramcalc.memory.ledger import GROUPS, SCENE
+from vramcalc.memory.timeline import Part, Timeline
 
 
 @given(SETTINGS, st.sampled_from(METHODS))

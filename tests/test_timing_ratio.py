@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vramcalc.errors import InvalidValue, Unsupported
-from vramcalc.estimation import estimate, make_job
 from vramcalc.flops import Tokens, step_flops
 from vramcalc.inputs.job import Job
+from vramcalc.memory.estimate import estimate, make_job
 from vramcalc.timing import step_time
 from vramcalc.timing_ratio import TimeRatio, compare_times
 from vramcalc.timing_table import timing_table

@@ -10,11 +10,11 @@ from small import TINY
 
 from vramcalc.describe import common_lines
 from vramcalc.errors import InvalidValue, Unsupported
-from vramcalc.estimation import estimate, make_job
 from vramcalc.inputs.hf_config import to_spec
 from vramcalc.inputs.stack import Stack
 from vramcalc.inputs.torch_releases import TORCH_RELEASES, Capability, checked_torch
-from vramcalc.likeness import kernel, likeness, recipe_id
+from vramcalc.memory.calibration.similarity import kernel, likeness, recipe_id
+from vramcalc.memory.estimate import estimate, make_job
 from vramcalc.shadow.engine.kernels import choose_sdpa_kernel
 
 PLAIN: dict[str, Any] = {"dtype": "bfloat16", "masked": False, "grouped": False, "head_dim": 128}

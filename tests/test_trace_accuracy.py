@@ -14,8 +14,8 @@ from command import process, run
 
 from vramcalc.agreement import TOLERANCE, compare
 from vramcalc.errors import DataError, InvalidValue, Unsupported
-from vramcalc.estimation import estimate_job
 from vramcalc.inputs.stack import Stack
+from vramcalc.memory.estimate import estimate_job
 from vramcalc.regimes import AXES, regime
 from vramcalc.render_traces import traces_text
 from vramcalc.trace_accuracy import RESERVED_TOLERANCE, Compared, TraceAccuracy, pull, trace_accuracy

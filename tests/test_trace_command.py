@@ -12,8 +12,8 @@ from configs import CONFIGS, write_config
 from vramcalc import agreement, estimate
 from vramcalc.agreement import trace_and_estimate
 from vramcalc.difference import first_difference
-from vramcalc.estimation import make_job
 from vramcalc.inputs.hf_config import to_spec
+from vramcalc.memory.estimate import make_job
 from vramcalc.profiling.result import Trace
 from vramcalc.profiling.trace import trace
 

@@ -14,9 +14,9 @@ import torch
 from configs import CONFIGS
 from torch.profiler import ProfilerActivity, profile
 
-from vramcalc.estimation import make_job
 from vramcalc.inputs.hf_config import to_spec
 from vramcalc.inputs.job import Job
+from vramcalc.memory.estimate import make_job
 from vramcalc.profiling import fake
 from vramcalc.profiling.job import attach, build_model, build_optimizer
 from vramcalc.profiling.loop import Loop

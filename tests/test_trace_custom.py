@@ -15,9 +15,9 @@ from configs import CONFIGS
 from torch.optim import optimizer
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config
 
-from vramcalc.estimation import make_job
 from vramcalc.inputs.hf_config import to_spec
 from vramcalc.inputs.stack import Stack, TrainingSpec
+from vramcalc.memory.estimate import make_job
 from vramcalc.profiling.result import Trace
 from vramcalc.profiling.trace import trace, trace_custom
 

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from vramcalc.version import __version__
 
 _HOME = {
-    "estimate": "vramcalc.estimation",
-    "estimate_job": "vramcalc.estimation",
-    "Estimate": "vramcalc.estimation",
-    "estimate_grid": "vramcalc.grid",
-    "Grid": "vramcalc.grid",
+    "estimate": "vramcalc.memory.estimate",
+    "estimate_job": "vramcalc.memory.estimate",
+    "Estimate": "vramcalc.memory.estimate",
+    "estimate_grid": "vramcalc.memory.grid",
+    "Grid": "vramcalc.memory.grid",
     "fit": "vramcalc.fitting",
     "verdict": "vramcalc.verdicts",
     "Verdict": "vramcalc.verdicts",
@@ -53,13 +53,8 @@ if TYPE_CHECKING:
     from vramcalc.cost import OwnMachine as OwnMachine
     from vramcalc.cost import OwnRate as OwnRate
     from vramcalc.errors import VramcalcError as VramcalcError
-    from vramcalc.estimation import Estimate as Estimate
-    from vramcalc.estimation import estimate as estimate
-    from vramcalc.estimation import estimate_job as estimate_job
     from vramcalc.fitting import fit as fit
     from vramcalc.flops import step_flops as step_flops
-    from vramcalc.grid import Grid as Grid
-    from vramcalc.grid import estimate_grid as estimate_grid
     from vramcalc.inputs.machine.detect import detect_gpus as detect_gpus
     from vramcalc.inputs.stack import FullFineTuning as FullFineTuning
     from vramcalc.inputs.stack import Gpu as Gpu
@@ -70,6 +65,11 @@ if TYPE_CHECKING:
     from vramcalc.inputs.stack import TrainingSpec as TrainingSpec
     from vramcalc.largest import max_micro_batch_size as max_micro_batch_size
     from vramcalc.largest import max_seq_len as max_seq_len
+    from vramcalc.memory.estimate import Estimate as Estimate
+    from vramcalc.memory.estimate import estimate as estimate
+    from vramcalc.memory.estimate import estimate_job as estimate_job
+    from vramcalc.memory.grid import Grid as Grid
+    from vramcalc.memory.grid import estimate_grid as estimate_grid
     from vramcalc.planning import Plan as Plan
     from vramcalc.planning import plan as plan
     from vramcalc.profiles import read_profiles as read_profiles

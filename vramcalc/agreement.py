@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 from vramcalc import display
 from vramcalc.difference import LiveRow, first_difference
 from vramcalc.errors import InvalidValue, MissingExtra, Unsupported
-from vramcalc.estimation import Estimate, estimate_job, make_job
 from vramcalc.inputs.job import Job
 from vramcalc.inputs.releases import minor_release
 from vramcalc.inputs.stack import Gpu, ModelSpec
 from vramcalc.installed import installed_versions
+from vramcalc.memory.estimate import Estimate, estimate_job, make_job
 
 if TYPE_CHECKING:
     from vramcalc.profiling.result import Trace

@@ -8,14 +8,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vramcalc.calibration import Calibration, Recipe
 from vramcalc.calibration_checks import Coverage, Held, coverage, held, score
-from vramcalc.calibration_files import current, digest, own_path, read, shipped, to_json
 from vramcalc.calibration_fit import fit, merged, profiled
 from vramcalc.errors import DataError
 from vramcalc.files.folders import data_folder
 from vramcalc.files.reading import read_bytes
 from vramcalc.files.writing import write_whole
+from vramcalc.memory.calibration.calibration import Calibration, Recipe
+from vramcalc.memory.calibration.file import current, digest, own_path, read, shipped, to_json
 from vramcalc.profiles import ProfileRow, read_profiles
 
 _NOISE = 0.02

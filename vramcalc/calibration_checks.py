@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from vramcalc.calibration import UNSPLIT, Calibration, Pool, Recipe, interval_around
 from vramcalc.calibration_families import family_of, stretches
 from vramcalc.calibration_fit import fit
-from vramcalc.conformal import LEVEL
+from vramcalc.memory.calibration.calibration import UNSPLIT, Calibration, Pool, Recipe, interval_around
+from vramcalc.memory.calibration.conformal import LEVEL
 
 LeftOut = Literal["recipe", "family", "model", "GPU", "source"]
 LEFT_OUT: tuple[LeftOut, ...] = get_args(LeftOut)

@@ -11,8 +11,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import get_args
 
-from vramcalc.calibration import UNSPLIT, Calibration, Pool, Recipe, least_bytes
-from vramcalc.conformal import LEVEL, quantile
+from vramcalc.memory.calibration.calibration import UNSPLIT, Calibration, Pool, Recipe, least_bytes
+from vramcalc.memory.calibration.conformal import LEVEL, quantile
 
 _ENOUGH = 20
 """Recipes from which on a regime has a stretch of its own; jobs of another one take the pool's."""

@@ -13,17 +13,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vramcalc import tables
-from vramcalc.calibration import POOLS, UNSPLIT, Calibration, ContextTerm, Pool, Recipe, Tried
 from vramcalc.calibration_families import stretches
-from vramcalc.conformal import quantile
-from vramcalc.estimation import estimate_job
 from vramcalc.inputs.job import Job
 from vramcalc.inputs.stack import Gpu
-from vramcalc.likeness import likeness, recipe_id
 from vramcalc.measurements import predict, quantity_of, read_measurements
+from vramcalc.memory.calibration.calibration import POOLS, UNSPLIT, Calibration, ContextTerm, Pool, Recipe, Tried
+from vramcalc.memory.calibration.conformal import quantile
+from vramcalc.memory.calibration.similarity import likeness, recipe_id
+from vramcalc.memory.context import documented
+from vramcalc.memory.estimate import estimate_job
 from vramcalc.profile_metrics import as_measurement, job_of
 from vramcalc.profiles import ProfileRow
-from vramcalc.runtime import documented
 from vramcalc.units import MIB
 
 _POOL_OF: dict[str, Pool] = {"blocks": "allocated", "reserved": "reserved", "snapshot": "snapshot"}

@@ -8,8 +8,8 @@ from __future__ import annotations
 import sys
 
 from vramcalc import profiles, tables
-from vramcalc.calibration_files import shipped_path, to_json
 from vramcalc.calibration_fit import fit, merged, profiled, published
+from vramcalc.memory.calibration.file import shipped_path, to_json
 
 
 def made() -> str:

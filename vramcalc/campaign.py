@@ -16,10 +16,10 @@ from typing import Any
 
 from vramcalc import tables
 from vramcalc.errors import DataError, UnknownName, VramcalcError, shown
-from vramcalc.estimation import make_job
 from vramcalc.files.reading import read_text
 from vramcalc.inputs.job import Job
 from vramcalc.measuring import Place
+from vramcalc.memory.estimate import make_job
 from vramcalc.profiles import Recipe
 
 _TOP = ("name", "defaults", "jobs")

@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 
 from vramcalc import tables
 from vramcalc.errors import DataError
-from vramcalc.estimation import Estimate, estimate
 from vramcalc.interval import Interval
+from vramcalc.memory.estimate import Estimate, estimate
 from vramcalc.planning import Plan, plan_of, step_time_of
 from vramcalc.prices import Offer
 from vramcalc.verdicts import verdict

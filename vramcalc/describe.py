@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from vramcalc.calibration_files import current
 from vramcalc.inputs.job import Job
 from vramcalc.inputs.release_dates import UNKNOWN
 from vramcalc.inputs.stack import FullFineTuning, Gpu, LoRA, QLoRA, Stack, TrainingSpec
 from vramcalc.inputs.targets import usual_adapter_dtype
 from vramcalc.interval import Interval
-from vramcalc.likeness import kernel
+from vramcalc.memory.calibration.file import current
+from vramcalc.memory.calibration.similarity import kernel
 from vramcalc.units import GIB
 
 if TYPE_CHECKING:
-    from vramcalc.estimation import Estimate
+    from vramcalc.memory.estimate import Estimate
 
 SHORT_DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 CACHE = "allocator's cache"

@@ -10,10 +10,10 @@ from difflib import SequenceMatcher
 from typing import TYPE_CHECKING
 
 from vramcalc.inputs.job import Job
+from vramcalc.memory.walks import walk
 from vramcalc.shadow.training.loop import Sizes
 from vramcalc.shadow.training.requests import with_workspace_at_product
 from vramcalc.units import round_up
-from vramcalc.walk import walk
 
 if TYPE_CHECKING:
     from vramcalc.profiling.recorder import Allocation

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from vramcalc.errors import Unsupported
-from vramcalc.estimation import Estimate, estimate
 from vramcalc.inputs import catalog
 from vramcalc.inputs.settings import METHOD_CLASSES
 from vramcalc.inputs.stack import Gpu, ModelSpec
+from vramcalc.memory.estimate import Estimate, estimate
 from vramcalc.verdicts import Verdict, verdict
 
 METHODS = tuple(METHOD_CLASSES)

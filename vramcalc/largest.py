@@ -8,10 +8,10 @@ from typing import Any
 
 from vramcalc import display
 from vramcalc.errors import DoesNotFit, InvalidValue
-from vramcalc.estimation import Estimate, estimate_job, make_job
 from vramcalc.inputs import catalog
 from vramcalc.inputs.job import Job
 from vramcalc.inputs.stack import Gpu, Method, ModelSpec
+from vramcalc.memory.estimate import Estimate, estimate_job, make_job
 from vramcalc.units import gib
 from vramcalc.verdicts import Status, Verdict, verdict
 
@@ -190,7 +190,7 @@ def _bound(job: Job, gpu: Gpu, setting: str, ceiling: int) -> int:
         return value
     import numpy as np
 
-    from vramcalc.grid import estimate_grid
+    from vramcalc.memory.grid import estimate_grid
 
     values = np.unique(np.concatenate([np.arange(1, min(ceiling, 64) + 1), np.geomspace(1, ceiling, 4096).astype(int)]))
     training = job.training.replace(seq_lens=None)

@@ -7,13 +7,13 @@ from typing import Any
 
 from vramcalc import tables
 from vramcalc.errors import DoesNotFit, VramcalcError
-from vramcalc.estimation import Estimate
 from vramcalc.inputs import catalog
 from vramcalc.inputs.release_dates import UNKNOWN
 from vramcalc.inputs.releases import BITSANDBYTES_CHECKED, PEFT_CHECKED, minor_release, release_of
 from vramcalc.lengths import PEFT_METAMATHQA
+from vramcalc.memory.estimate import Estimate
+from vramcalc.memory.snapshots import snapshots
 from vramcalc.published_rows import DTYPES, Reason, Row, adapters_known, adapters_of, require
-from vramcalc.snapshots import snapshots
 from vramcalc.units import MIB
 
 _OPTIMIZERS = {

@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from vramcalc import tables
-from vramcalc.calibration_files import current
 from vramcalc.errors import DataError, VramcalcError, shown
-from vramcalc.estimation import Estimate, estimate
 from vramcalc.inputs.job import Job
 from vramcalc.inputs.stack import Gpu
 from vramcalc.interval import Interval
-from vramcalc.likeness import recipe_id
 from vramcalc.measured_jobs import measured, reserved_on_its_gpu, settings_of
+from vramcalc.memory.calibration.file import current
+from vramcalc.memory.calibration.similarity import recipe_id
+from vramcalc.memory.estimate import Estimate, estimate
 from vramcalc.published_rows import Reason, Row
 
 COLUMNS = (
@@ -135,7 +135,7 @@ def _is_number(text: str, *, whole: bool) -> bool:
 
 
 def quantity_of(metric: str) -> str:
-    """What a metric is a figure of, by the names of :meth:`vramcalc.estimation.Estimate.interval`."""
+    """What a metric is a figure of, by the names of :meth:`vramcalc.memory.estimate.Estimate.interval`."""
     known = {"allocated_max": "blocks", "reserved_max": "reserved"}
     of_process = ("process_used", "device_used", "oom")
     return known.get(metric, "process" if metric in of_process else "snapshot")

@@ -11,10 +11,10 @@ from typing import Any
 from vramcalc import display
 from vramcalc.cost import Bill, Billing, Rate, bill, offer_rate
 from vramcalc.errors import InvalidValue
-from vramcalc.estimation import Estimate, estimate
 from vramcalc.inputs import catalog
 from vramcalc.inputs.stack import Gpu
 from vramcalc.interval import Interval
+from vramcalc.memory.estimate import Estimate, estimate
 from vramcalc.prices import TIERS, Offer, current, select, stale
 from vramcalc.timing import step_time
 from vramcalc.timing_ratio import TimeRatio, method_ratios

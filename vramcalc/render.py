@@ -23,11 +23,11 @@ from vramcalc.units import gib, human_bytes, percent
 from vramcalc.verdicts import SAFE
 
 if TYPE_CHECKING:
-    from vramcalc.estimation import Estimate
     from vramcalc.inputs.job import Job
     from vramcalc.inputs.stack import Gpu
     from vramcalc.largest import Largest
-    from vramcalc.ledger import Row
+    from vramcalc.memory.estimate import Estimate
+    from vramcalc.memory.ledger import Row
     from vramcalc.verdicts import Verdict
 
 _BAR = 32

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vramcalc.accuracy import Accuracy, Group
-from vramcalc.conformal import LEVEL
 from vramcalc.describe import span
+from vramcalc.memory.calibration.conformal import LEVEL
 from vramcalc.plaintext import counted, table
 from vramcalc.units import gib
 

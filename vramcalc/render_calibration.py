@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 
 from vramcalc.calibrating import Refit
-from vramcalc.calibration import Calibration, Tried
 from vramcalc.calibration_checks import Coverage
+from vramcalc.memory.calibration.calibration import Calibration, Tried
 from vramcalc.plaintext import table
 from vramcalc.units import MIB
 

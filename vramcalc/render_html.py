@@ -17,8 +17,8 @@ from vramcalc.units import gib, percent
 
 if TYPE_CHECKING:
     from vramcalc.accuracy import Accuracy, Group
-    from vramcalc.estimation import Estimate
-    from vramcalc.grid import Grid
+    from vramcalc.memory.estimate import Estimate
+    from vramcalc.memory.grid import Grid
     from vramcalc.verdicts import Verdict
 
 COLOURS = {**GROUPS, CACHE: CACHED}

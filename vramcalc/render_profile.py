@@ -10,8 +10,8 @@ from vramcalc.campaign import Campaign
 from vramcalc.campaign_run import Summary
 from vramcalc.describe import SHORT_DTYPES, method_line, recipe_lines
 from vramcalc.errors import VramcalcError
-from vramcalc.estimation import estimate_job
 from vramcalc.inputs.job import Job
+from vramcalc.memory.estimate import estimate_job
 from vramcalc.plaintext import table, wrapped, wrapped_lines
 from vramcalc.profile_metrics import FirstStep, as_measurement, inconsistencies, job_of
 from vramcalc.profiles import Peaks, ProfileRow, Recipe

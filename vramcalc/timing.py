@@ -25,7 +25,7 @@ from vramcalc.timing_table import timing_table
 from vramcalc.timing_terms import Recipe, work_of
 
 if TYPE_CHECKING:
-    from vramcalc.estimation import Estimate
+    from vramcalc.memory.estimate import Estimate
 
 Basis = Literal["fitted", "roofline", "measured"]
 

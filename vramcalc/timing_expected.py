@@ -20,7 +20,7 @@ from vramcalc.timing_table import TimingTable, timing_table
 from vramcalc.timing_terms import Recipe, Work, work_of
 
 if TYPE_CHECKING:
-    from vramcalc.estimation import Estimate
+    from vramcalc.memory.estimate import Estimate
 
 Device = tuple[str, tables.Row | None, tuple[int, int]]
 """Id of a GPU, its row in the table of GPUs, its compute capability."""

@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 
 from vramcalc import tables
-from vramcalc.conformal import quantile
+from vramcalc.memory.calibration.conformal import quantile
 from vramcalc.throughput import read_throughput
 from vramcalc.timing_fit import Sample, fit, samples
 from vramcalc.timing_intervals import LEFT_OUT, HeldOut, held_out, widening, widening_by_fold

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from vramcalc.conformal import quantile
+from vramcalc.memory.calibration.conformal import quantile
 from vramcalc.timing_fit import Sample, fit, gpu_rates
 from vramcalc.timing_model import KINDS, Coefficients, Prediction, own_factors, predict
 

@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from vramcalc.conformal import quantile
+from vramcalc.memory.calibration.conformal import quantile
 from vramcalc.timing_intervals import HeldOut
 from vramcalc.timing_model import ratio_sigma
 

@@ -24,7 +24,7 @@ from vramcalc.timing_table import timing_table
 from vramcalc.timing_terms import Recipe
 
 if TYPE_CHECKING:
-    from vramcalc.estimation import Estimate
+    from vramcalc.memory.estimate import Estimate
 
 
 @dataclass(frozen=True)

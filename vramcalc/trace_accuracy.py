@@ -15,8 +15,8 @@ from typing import Any
 from vramcalc.agreement import TOLERANCE, compare, other_release
 from vramcalc.display import track
 from vramcalc.errors import InvalidValue
-from vramcalc.estimation import estimate_job
 from vramcalc.inputs.job import Job
+from vramcalc.memory.estimate import estimate_job
 from vramcalc.regimes import AXES, regime
 from vramcalc.trace_grid import MODELLED, TracedRow, read_traces
 

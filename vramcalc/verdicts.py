@@ -8,13 +8,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from vramcalc import display
-from vramcalc.calibration import share_within
-from vramcalc.calibration_files import current
 from vramcalc.errors import DoesNotFit, InvalidValue
-from vramcalc.estimation import Estimate, estimate_job
 from vramcalc.inputs import catalog
 from vramcalc.inputs.stack import Gpu
 from vramcalc.interval import Interval
+from vramcalc.memory.calibration.calibration import share_within
+from vramcalc.memory.calibration.file import current
+from vramcalc.memory.estimate import Estimate, estimate_job
 from vramcalc.units import gib
 
 if TYPE_CHECKING:

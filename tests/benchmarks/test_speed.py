@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from vramcalc import estimate_grid
-from vramcalc.estimation import make_job
+from vramcalc.memory.estimate import make_job
+from vramcalc.memory.walks import Walks
 from vramcalc.shadow.training.loop import Loop, Sizes
-from vramcalc.walk import Walks
 
 Benchmark = Callable[..., Any]
 JOB, _ = make_job("llama-3.1-8b", "lora", gradient_checkpointing="non_reentrant")

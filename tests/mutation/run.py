@@ -193,7 +193,7 @@ def _passes(mutant: Mutant | None) -> int:
 
 def _agree() -> Iterator[bool]:
     """Whether each stored trace is met, a spread of them first."""
-    from vramcalc.estimation import estimate_job
+    from vramcalc.memory.estimate import estimate_job
     from vramcalc.trace_accuracy import Compared
     from vramcalc.trace_grid import read_traces
 

@@ -25,7 +25,7 @@ if version("transformers").startswith("4."):
 import vramcalc.profiling.trace  # noqa: F401 - so that no row is charged with the time this takes
 from vramcalc.agreement import compare, other_release
 from vramcalc.errors import VramcalcError
-from vramcalc.estimation import estimate_job
+from vramcalc.memory.estimate import estimate_job
 from vramcalc.tables import Row
 from vramcalc.trace_grid import COLUMNS, MODELLED, job_of, path, raw_rows
 

@@ -53,8 +53,8 @@ def calibrate(
 
 def _shown(left_out: bool, as_json: bool) -> None:
     from vramcalc.calibration_checks import LEFT_OUT, coverage, held_out
-    from vramcalc.calibration_files import current
-    from vramcalc.conformal import LEVEL
+    from vramcalc.memory.calibration.conformal import LEVEL
+    from vramcalc.memory.calibration.file import current
     from vramcalc.render_calibration import calibration_text, coverage_text
 
     found = current()

@@ -21,8 +21,8 @@ from vramcalc.commands.common import (
     summary_of,
 )
 from vramcalc.errors import InvalidValue
-from vramcalc.estimation import estimate as estimate_of
 from vramcalc.fitting import METHODS, CannotRun, fit_or_why
+from vramcalc.memory.estimate import estimate as estimate_of
 from vramcalc.options import noted_settings_of, settings_of, whole_number, with_options
 from vramcalc.terminal import painted, print_json, print_note, print_text
 from vramcalc.verdicts import Verdict, verdict

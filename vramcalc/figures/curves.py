@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vramcalc.calibration_files import current
 from vramcalc.describe import method_line
 from vramcalc.errors import InvalidValue
 from vramcalc.figures.canvas import drawing, in_gib, ink, limit_label, to_gib, whole
 from vramcalc.inputs import catalog
 from vramcalc.inputs.stack import Gpu
+from vramcalc.memory.calibration.file import current
 from vramcalc.palette import BLUE
 from vramcalc.units import GIB
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from vramcalc.grid import Grid
+    from vramcalc.memory.grid import Grid
 
 AXES = {"seq_len": "tokens per sequence", "micro_batch_size": "micro batch [sequences]", "rank": "LoRA rank"}
 """What may be drawn along, and its words on the axis."""

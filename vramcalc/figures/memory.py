@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from vramcalc.estimation import Estimate
-    from vramcalc.timeline import Part, Timeline
+    from vramcalc.memory.estimate import Estimate
+    from vramcalc.memory.timeline import Part, Timeline
 
 _WIDTHS = {
     "forward": 8.0,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from vramcalc.estimation import Estimate
+    from vramcalc.memory.estimate import Estimate
 
 
 def ledgers(estimates: Sequence[Estimate], *, labels: Sequence[str] | None = None, ax: Axes | None = None) -> Figure:

@@ -16,14 +16,14 @@ from vramcalc.inputs.alloc_conf import AllocatorSettings
 from vramcalc.inputs.job import Job
 from vramcalc.inputs.stack import LoRA, QLoRA
 from vramcalc.inputs.targets import layers_alike
-from vramcalc.ledger import SCENE, Instant, Row, instants, rows_at, size_of
+from vramcalc.memory.ledger import SCENE, Instant, Row, instants, rows_at, size_of
+from vramcalc.memory.timeline import Timeline, timeline_of
+from vramcalc.memory.unexplained import unexplained_bytes
 from vramcalc.shadow.allocator.replay import Replay, replay_steps
 from vramcalc.shadow.depth.program import WALKED_LAYERS, NotRepeatable, Program
 from vramcalc.shadow.training.loop import Loop, Sizes, step_name
 from vramcalc.shadow.training.reading_checkpoint import read_quantised
 from vramcalc.shadow.training.requests import Stream, WrittenOut, carries_over, plan, stream_of
-from vramcalc.timeline import Timeline, timeline_of
-from vramcalc.unexplained import unexplained_bytes
 
 
 @contextmanager

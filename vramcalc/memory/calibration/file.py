@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from vramcalc import tables
-from vramcalc.calibration import Calibration, ContextTerm, Recipe, Tried
 from vramcalc.errors import DataError, shown
 from vramcalc.files.folders import data_folder
 from vramcalc.files.reading import read_text
-from vramcalc.likeness import Likeness
+from vramcalc.memory.calibration.calibration import Calibration, ContextTerm, Recipe, Tried
+from vramcalc.memory.calibration.similarity import Likeness
 
 SCHEMA, VERSION = "vramcalc-calibration", 2
 _FIGURES = 6

@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
-from vramcalc.conformal import LEVEL, Outlook, Spread
 from vramcalc.interval import Interval
-from vramcalc.likeness import SIZES, Likeness
-from vramcalc.runtime import Context, capability_of, documented
+from vramcalc.memory.calibration.conformal import LEVEL, Outlook, Spread
+from vramcalc.memory.calibration.similarity import SIZES, Likeness
+from vramcalc.memory.context import Context, capability_of, documented
 from vramcalc.units import MIB
 
 Pool = Literal["allocated", "reserved", "snapshot"]

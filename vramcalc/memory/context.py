@@ -2,7 +2,7 @@
 
 Such a message says what the process has in use, what torch allocated and what it keeps unallocated; the rest is the
 context. ``tables/runtime.csv`` has the messages that people published of a single process, each rounded as printed.
-What measured runs say comes first, see :mod:`vramcalc.calibration`.
+What measured runs say comes first, see :mod:`vramcalc.memory.calibration.calibration`.
 
 References:
     pytorch c10/cuda/CUDACachingAllocator.cpp, the text of ``OutOfMemoryError``.

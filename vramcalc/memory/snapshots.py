@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from vramcalc.ledger import size_of
-from vramcalc.walk import Walks
+from vramcalc.memory.ledger import size_of
+from vramcalc.memory.walks import Walks
 
 
 def snapshots(walks: Walks) -> dict[str, int]:

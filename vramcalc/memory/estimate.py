@@ -11,9 +11,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from vramcalc import display
-from vramcalc.calibration import Calibration, interval_around, share_within
-from vramcalc.calibration_files import current
-from vramcalc.conformal import LEVEL
 from vramcalc.errors import InvalidValue
 from vramcalc.inputs import catalog
 from vramcalc.inputs.job import Job
@@ -22,13 +19,16 @@ from vramcalc.inputs.release_span import likeliest_job, other_jobs
 from vramcalc.inputs.settings import by_spec, kind_of
 from vramcalc.inputs.stack import Gpu, Method, ModelSpec, Stack, TrainingSpec
 from vramcalc.interval import Interval
-from vramcalc.ledger import Instant, Row, by_group
-from vramcalc.likeness import Likeness, likeness
-from vramcalc.runtime import Context
+from vramcalc.memory.calibration.calibration import Calibration, interval_around, share_within
+from vramcalc.memory.calibration.conformal import LEVEL
+from vramcalc.memory.calibration.file import current
+from vramcalc.memory.calibration.similarity import Likeness, likeness
+from vramcalc.memory.context import Context
+from vramcalc.memory.ledger import Instant, Row, by_group
+from vramcalc.memory.timeline import Timeline
+from vramcalc.memory.walks import Walks, walks_of
+from vramcalc.memory.warnings import warnings_for
 from vramcalc.shadow.allocator.replay import Replay
-from vramcalc.timeline import Timeline
-from vramcalc.walk import Walks, walks_of
-from vramcalc.warn import warnings_for
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 
-from vramcalc.ledger import GROUPS, SCENE, group_of, phases_of, size_of, stages
+from vramcalc.memory.ledger import GROUPS, SCENE, group_of, phases_of, size_of, stages
 from vramcalc.shadow.depth.program import Program
 
 

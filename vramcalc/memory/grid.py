@@ -14,20 +14,20 @@ import numpy as np
 import numpy.typing as npt
 
 from vramcalc import display
-from vramcalc.calibration import interval_around
-from vramcalc.calibration_files import current
-from vramcalc.conformal import LEVEL
 from vramcalc.errors import InvalidValue
-from vramcalc.estimation import make_job
 from vramcalc.inputs import catalog
 from vramcalc.inputs.job import Job
 from vramcalc.inputs.stack import Gpu, LoRA, Method, ModelSpec, Stack, TrainingSpec
-from vramcalc.ledger import stages
-from vramcalc.likeness import likeness
+from vramcalc.memory.calibration.calibration import interval_around
+from vramcalc.memory.calibration.conformal import LEVEL
+from vramcalc.memory.calibration.file import current
+from vramcalc.memory.calibration.similarity import likeness
+from vramcalc.memory.estimate import make_job
+from vramcalc.memory.ledger import stages
+from vramcalc.memory.walks import walk
 from vramcalc.shadow.depth.counts import Counts, count
 from vramcalc.shadow.engine.sizes import Symbols
 from vramcalc.shadow.training.loop import Sizes
-from vramcalc.walk import walk
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

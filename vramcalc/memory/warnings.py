@@ -9,8 +9,8 @@ from vramcalc.inputs.job import Job
 from vramcalc.inputs.release_dates import UNKNOWN, candidates, not_modelled, unknown_since
 from vramcalc.inputs.stack import Gpu, LoRA
 from vramcalc.inputs.torch_releases import TORCH_RELEASES
-from vramcalc.likeness import kernel
-from vramcalc.unexplained import unexplained_bytes
+from vramcalc.memory.calibration.similarity import kernel
+from vramcalc.memory.unexplained import unexplained_bytes
 from vramcalc.units import gib
 
 
