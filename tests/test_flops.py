@@ -9,13 +9,14 @@ from configs import CONFIGS
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vramcalc import matrices, tables
+from vramcalc import tables
 from vramcalc.errors import DataError, InvalidValue, Unsupported
-from vramcalc.flops import Flops, Tokens, seen, step_flops
 from vramcalc.inputs import catalog
 from vramcalc.inputs.hf_config import to_spec
 from vramcalc.inputs.stack import FullFineTuning, LoRA, Method, QLoRA, Stack, TrainingSpec
-from vramcalc.matrices import Matrices
+from vramcalc.timing import matrices
+from vramcalc.timing.flops import Flops, Tokens, seen, step_flops
+from vramcalc.timing.matrices import Matrices
 
 LLAMA = catalog.model("llama-3.1-8b")
 METHODS: dict[str, Method] = {

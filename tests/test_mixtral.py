@@ -10,12 +10,13 @@ from configs import CONFIGS
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vramcalc import LoRA, estimate, matrices
+from vramcalc import LoRA, estimate
 from vramcalc.errors import Unsupported
 from vramcalc.inputs import catalog
 from vramcalc.inputs.hf_config import to_spec
-from vramcalc.matrices import Matrices
 from vramcalc.shadow.families.common.experts import balanced_share
+from vramcalc.timing import matrices
+from vramcalc.timing.matrices import Matrices
 
 TINY = to_spec(CONFIGS["mixtral"], "mixtral")
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]

@@ -18,12 +18,12 @@ from vramcalc.memory.calibration.conformal import quantile
 from vramcalc.render_time_accuracy import time_accuracy_text
 from vramcalc.throughput import read_throughput
 from vramcalc.time_accuracy import TimeAccuracy, TimeGroup, time_accuracy
+from vramcalc.timing.fitted_factors import agree, timing_table
+from vramcalc.timing.roofline import CORNER, KINDS, NOISE
 from vramcalc.timing_fit import Sample, fit, samples
 from vramcalc.timing_generate import made
 from vramcalc.timing_intervals import covered, held_out, widening
-from vramcalc.timing_model import CORNER, KINDS, NOISE
 from vramcalc.timing_pairs import pairs
-from vramcalc.timing_table import agree, timing_table
 
 PATH = tables.directory() / "throughput.csv"
 

@@ -12,15 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vramcalc.errors import DataError, InvalidValue, UnknownName, Unsupported
-from vramcalc.flops import Tokens
 from vramcalc.inputs import catalog
 from vramcalc.inputs.job import Job
 from vramcalc.inputs.stack import Gpu
 from vramcalc.memory.estimate import estimate, make_job
-from vramcalc.timing import StepTime, step_time
-from vramcalc.timing_model import KINDS, Rates, own_factors, rates, together
-from vramcalc.timing_table import TimingTable, timing_table
-from vramcalc.timing_terms import Recipe
+from vramcalc.timing.fitted_factors import TimingTable, timing_table
+from vramcalc.timing.flops import Tokens
+from vramcalc.timing.roofline import KINDS, Rates, own_factors, rates, together
+from vramcalc.timing.step_time import StepTime, step_time
+from vramcalc.timing.work import Recipe
 
 KNOWN = [
     gpu for gpu in catalog.gpu_names() if rates(catalog.gpu_row(gpu)) and catalog.gpu_row(gpu)["vendor"] == "NVIDIA"
@@ -336,7 +336,7 @@ def test_timing_imports_no_numpy() -> None:
     import sys
 
     script = (
-        "import sys; from vramcalc.memory.estimate import make_job; from vramcalc.timing import step_time;"
+        "import sys; from vramcalc.memory.estimate import make_job; from vramcalc.timing.step_time import step_time;"
         "step_time(make_job('llama-3.2-1b', seq_len=64)[0], 'l4'); print('numpy' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

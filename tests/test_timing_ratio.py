@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vramcalc.errors import InvalidValue, Unsupported
-from vramcalc.flops import Tokens, step_flops
 from vramcalc.inputs.job import Job
 from vramcalc.memory.estimate import estimate, make_job
-from vramcalc.timing import step_time
-from vramcalc.timing_ratio import TimeRatio, compare_times
-from vramcalc.timing_table import timing_table
+from vramcalc.timing.fitted_factors import timing_table
+from vramcalc.timing.flops import Tokens, step_flops
+from vramcalc.timing.ratio import TimeRatio, compare_times
+from vramcalc.timing.step_time import step_time
 
 MEASURED = sorted(timing_table().coefficients.products)
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]

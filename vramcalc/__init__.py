@@ -28,11 +28,11 @@ _HOME = {
     "planning_table": "vramcalc.choices",
     "OwnRate": "vramcalc.cost",
     "OwnMachine": "vramcalc.cost",
-    "step_time": "vramcalc.timing",
-    "StepTime": "vramcalc.timing",
-    "compare_times": "vramcalc.timing_ratio",
-    "TimeRatio": "vramcalc.timing_ratio",
-    "step_flops": "vramcalc.flops",
+    "step_time": "vramcalc.timing.step_time",
+    "StepTime": "vramcalc.timing.step_time",
+    "compare_times": "vramcalc.timing.ratio",
+    "TimeRatio": "vramcalc.timing.ratio",
+    "step_flops": "vramcalc.timing.flops",
     "detect_gpus": "vramcalc.inputs.machine.detect",
     "read_profiles": "vramcalc.profiles",
     "FullFineTuning": "vramcalc.inputs.stack",
@@ -54,7 +54,6 @@ if TYPE_CHECKING:
     from vramcalc.cost import OwnRate as OwnRate
     from vramcalc.errors import VramcalcError as VramcalcError
     from vramcalc.fitting import fit as fit
-    from vramcalc.flops import step_flops as step_flops
     from vramcalc.inputs.machine.detect import detect_gpus as detect_gpus
     from vramcalc.inputs.stack import FullFineTuning as FullFineTuning
     from vramcalc.inputs.stack import Gpu as Gpu
@@ -73,10 +72,11 @@ if TYPE_CHECKING:
     from vramcalc.planning import Plan as Plan
     from vramcalc.planning import plan as plan
     from vramcalc.profiles import read_profiles as read_profiles
-    from vramcalc.timing import StepTime as StepTime
-    from vramcalc.timing import step_time as step_time
-    from vramcalc.timing_ratio import TimeRatio as TimeRatio
-    from vramcalc.timing_ratio import compare_times as compare_times
+    from vramcalc.timing.flops import step_flops as step_flops
+    from vramcalc.timing.ratio import TimeRatio as TimeRatio
+    from vramcalc.timing.ratio import compare_times as compare_times
+    from vramcalc.timing.step_time import StepTime as StepTime
+    from vramcalc.timing.step_time import step_time as step_time
     from vramcalc.verdicts import Verdict as Verdict
     from vramcalc.verdicts import verdict as verdict
     from vramcalc.workload import Workload as Workload

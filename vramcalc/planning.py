@@ -16,8 +16,8 @@ from vramcalc.inputs.stack import Gpu
 from vramcalc.interval import Interval
 from vramcalc.memory.estimate import Estimate, estimate
 from vramcalc.prices import TIERS, Offer, current, select, stale
-from vramcalc.timing import step_time
-from vramcalc.timing_ratio import TimeRatio, method_ratios
+from vramcalc.timing.ratio import TimeRatio, method_ratios
+from vramcalc.timing.step_time import step_time
 from vramcalc.verdicts import Verdict, verdict
 from vramcalc.workload import Schedule, StepTime, Workload, hours_of, schedule
 

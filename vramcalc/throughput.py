@@ -16,15 +16,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from vramcalc import matrices, published_speeds, tables
+from vramcalc import published_speeds, tables
 from vramcalc.errors import DataError, Unsupported
-from vramcalc.flops import Tokens, seen
 from vramcalc.inputs import catalog
 from vramcalc.inputs.stack import FullFineTuning, LoRA, Method, QLoRA, Stack, TrainingSpec
 from vramcalc.lengths import PEFT_METAMATHQA
-from vramcalc.matrices import Matrices
 from vramcalc.published_rows import DTYPES, Reason, Row, adapters_known, adapters_of, require
-from vramcalc.timing_terms import Recipe, Work, work_of
+from vramcalc.timing import matrices
+from vramcalc.timing.flops import Tokens, seen
+from vramcalc.timing.matrices import Matrices
+from vramcalc.timing.work import Recipe, Work, work_of
 
 COLUMNS = (
     "case_id", "source", "model", "method", "rank", "targets", "modules_to_save", "lora_dropout", "adapter_dtype",

@@ -15,7 +15,7 @@ from vramcalc.errors import Unsupported
 from vramcalc.inputs import catalog
 from vramcalc.published_rows import Row
 from vramcalc.throughput import MeasuredStep, measured_step
-from vramcalc.timing_model import KINDS, Coefficients, Prediction, least_seconds, predict, rates
+from vramcalc.timing.roofline import KINDS, Coefficients, Prediction, least_seconds, predict, rates
 
 Cell = tuple[str, ...]
 _HOST_DECIDES = 0.5

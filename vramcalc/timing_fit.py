@@ -24,8 +24,7 @@ from vramcalc.errors import DataError, Unsupported
 from vramcalc.inputs import catalog
 from vramcalc.published_rows import Row
 from vramcalc.throughput import MeasuredStep
-from vramcalc.timing_cells import Cell, cell_of, steps_of
-from vramcalc.timing_model import (
+from vramcalc.timing.roofline import (
     CELL_SPREAD,
     CORNER,
     GPU_SPREAD,
@@ -37,6 +36,7 @@ from vramcalc.timing_model import (
     least_seconds,
     rates,
 )
+from vramcalc.timing_cells import Cell, cell_of, steps_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

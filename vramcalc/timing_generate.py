@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator, Sequence
 from vramcalc import tables
 from vramcalc.memory.calibration.conformal import quantile
 from vramcalc.throughput import read_throughput
+from vramcalc.timing.fitted_factors import Checked, Spreads, TimingTable, agree, timing_table
 from vramcalc.timing_fit import Sample, fit, samples
 from vramcalc.timing_intervals import LEFT_OUT, HeldOut, held_out, widening, widening_by_fold
 from vramcalc.timing_pairs import pairs, widening_of_ratios
-from vramcalc.timing_table import Checked, Spreads, TimingTable, agree, timing_table
 
 _RUN = (
     "source", "gpu", "model", "method", "rank", "targets", "quant", "kernels", "attention", "checkpointing",

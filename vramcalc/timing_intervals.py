@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vramcalc.memory.calibration.conformal import quantile
+from vramcalc.timing.roofline import KINDS, Coefficients, Prediction, own_factors, predict
 from vramcalc.timing_fit import Sample, fit, gpu_rates
-from vramcalc.timing_model import KINDS, Coefficients, Prediction, own_factors, predict
 
 LeftOut = Literal["model", "source", "GPU"]
 LEFT_OUT: tuple[LeftOut, ...] = ("model", "source", "GPU")

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from vramcalc.memory.calibration.conformal import quantile
+from vramcalc.timing.roofline import ratio_sigma
 from vramcalc.timing_intervals import HeldOut
-from vramcalc.timing_model import ratio_sigma
 
 METHODS = ("full", "lora", "qlora", "qlora (GPTQ)")
 

@@ -9,11 +9,11 @@ from typing import Annotated, Any, Protocol
 from pydantic import BeforeValidator, Field
 
 from vramcalc.errors import InvalidValue
-from vramcalc.flops import step_flops
 from vramcalc.inputs.base import Spec, whole
 from vramcalc.inputs.job import Job
 from vramcalc.inputs.stack import SeqLen, TrainingSpec
 from vramcalc.interval import Interval
+from vramcalc.timing.flops import step_flops
 
 _S_PER_HOUR = 3600
 

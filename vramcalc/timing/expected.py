@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 
 from vramcalc import tables
 from vramcalc.errors import InvalidValue, UnknownName, Unsupported
-from vramcalc.flops import Tokens
 from vramcalc.inputs import catalog
 from vramcalc.inputs.job import Job
 from vramcalc.inputs.stack import Gpu
-from vramcalc.matrices import Matrices
-from vramcalc.timing_model import GPU_SPREAD, Prediction, Rates, least_seconds, own_factors, predict, rates
-from vramcalc.timing_table import TimingTable, timing_table
-from vramcalc.timing_terms import Recipe, Work, work_of
+from vramcalc.timing.fitted_factors import TimingTable, timing_table
+from vramcalc.timing.flops import Tokens
+from vramcalc.timing.matrices import Matrices
+from vramcalc.timing.roofline import GPU_SPREAD, Prediction, Rates, least_seconds, own_factors, predict, rates
+from vramcalc.timing.work import Recipe, Work, work_of
 
 if TYPE_CHECKING:
     from vramcalc.memory.estimate import Estimate

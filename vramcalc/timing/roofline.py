@@ -60,7 +60,7 @@ KINDS: Mapping[str, Kind] = {
     "dequantisation launches": Kind("host", "", "host", 6e-5, 0.7),
     "steps": Kind("per step", "", "host", 5e-3, 1.0),
 }
-"""Quantities of :class:`vramcalc.timing_terms.Work`, in the order of the coefficients."""
+"""Quantities of :class:`vramcalc.timing.work.Work`, in the order of the coefficients."""
 
 NOISE, CELL_SPREAD = 0.04, 0.08
 """Relative errors that the model is expected to leave: of a row, and of all rows of a cell."""

@@ -13,7 +13,7 @@ from typing import Any
 from vramcalc import tables
 from vramcalc.errors import DataError
 from vramcalc.files.reading import read_text
-from vramcalc.timing_model import KINDS, Coefficients
+from vramcalc.timing.roofline import KINDS, Coefficients
 
 _FIGURES = 4
 """Significant figures that are kept."""

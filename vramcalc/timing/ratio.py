@@ -3,7 +3,7 @@
 What is wrong with both steps cancels in their ratio, so that it is known better than either: which method is faster is
 read from here, not from two intervals that overlap. Ratios and times are of one fit, and agree.
 
->>> from vramcalc.timing_ratio import compare_times
+>>> from vramcalc.timing.ratio import compare_times
 >>> lora, full = (vramcalc.estimate("llama-3.1-8b", m) for m in ("lora", "full"))  # doctest: +SKIP
 >>> compare_times(full, lora, "a100-sxm-80")  # doctest: +SKIP
 """
@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vramcalc.errors import Unsupported
-from vramcalc.flops import Tokens
 from vramcalc.inputs.job import Job
 from vramcalc.inputs.stack import FullFineTuning, Gpu, LoRA, Method, QLoRA
-from vramcalc.timing_expected import device_of, expected_of, job_of
-from vramcalc.timing_model import ratio_sigma
-from vramcalc.timing_table import timing_table
-from vramcalc.timing_terms import Recipe
+from vramcalc.timing.expected import device_of, expected_of, job_of
+from vramcalc.timing.fitted_factors import timing_table
+from vramcalc.timing.flops import Tokens
+from vramcalc.timing.roofline import ratio_sigma
+from vramcalc.timing.work import Recipe
 
 if TYPE_CHECKING:
     from vramcalc.memory.estimate import Estimate
@@ -68,7 +68,7 @@ def compare_times(
         other: what it is held against.
         gpu: a GPU by id or as a spec; None, that of the first estimate.
         tokens: of a micro-batch of either, where they are not full sequences.
-        recipe: kernels of either, see :func:`vramcalc.timing.step_time`.
+        recipe: kernels of either, see :func:`vramcalc.timing.step_time.step_time`.
 
     Raises:
         InvalidValue: no GPU at all.

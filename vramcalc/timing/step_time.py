@@ -4,7 +4,7 @@ Times come from counts of work over the rates of the GPU's data sheet, with fact
 (``tables/timing.json``; ``vramcalc accuracy --time`` says how far off they are). One measured step replaces what the
 model says of the level, and narrows the interval.
 
->>> from vramcalc.timing import step_time
+>>> from vramcalc.timing.step_time import step_time
 >>> step_time(vramcalc.estimate("llama-3.1-8b", "lora"), "a100-sxm-80")  # doctest: +SKIP
 """
 
@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from vramcalc.errors import InvalidValue, Unsupported
-from vramcalc.flops import Tokens
 from vramcalc.inputs.job import Job
 from vramcalc.inputs.stack import Gpu
-from vramcalc.matrices import Matrices
-from vramcalc.timing_expected import Device, Expected, device_of, expected_of, job_of
-from vramcalc.timing_model import KINDS
-from vramcalc.timing_table import timing_table
-from vramcalc.timing_terms import Recipe, work_of
+from vramcalc.timing.expected import Device, Expected, device_of, expected_of, job_of
+from vramcalc.timing.fitted_factors import timing_table
+from vramcalc.timing.flops import Tokens
+from vramcalc.timing.matrices import Matrices
+from vramcalc.timing.roofline import KINDS
+from vramcalc.timing.work import Recipe, work_of
 
 if TYPE_CHECKING:
     from vramcalc.memory.estimate import Estimate

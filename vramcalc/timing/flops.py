@@ -22,7 +22,7 @@ from typing import Literal
 from vramcalc.errors import InvalidValue, Unsupported
 from vramcalc.inputs.stack import LoRA, Method, ModelSpec, QLoRA, Stack, TrainingSpec, kbit_prepared
 from vramcalc.inputs.targets import is_saved, is_target, layers_alike
-from vramcalc.matrices import Linear, Matrices
+from vramcalc.timing.matrices import Linear, Matrices
 
 What = Literal["layers", "adapters", "attention", "head"]
 Phase = Literal["forward", "recomputation", "input gradients", "weight gradients"]

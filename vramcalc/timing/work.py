@@ -1,7 +1,7 @@
 """What takes time in a training step: quantities of work, by what limits each.
 
 Every quantity is a pure count: operations for the tensor cores, bytes for the memory, kernel launches for the host. A
-GPU's data sheet turns operations and bytes into the least time that they can take; :mod:`vramcalc.timing_model`
+GPU's data sheet turns operations and bytes into the least time that they can take; :mod:`vramcalc.timing.roofline`
 turns that into seconds. Counts of bytes follow the eager PyTorch code of the modules: each element-wise operation reads its
 operands and writes its result.
 
@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from vramcalc.flops import Flops, Tokens, step_flops
 from vramcalc.inputs.stack import OWN_LOSSES, FullFineTuning, LoRA, Method, QLoRA, Stack, TrainingSpec, kbit_prepared
 from vramcalc.inputs.targets import is_saved, is_target, layers_alike
-from vramcalc.matrices import Matrices
+from vramcalc.timing.flops import Flops, Tokens, step_flops
+from vramcalc.timing.matrices import Matrices
 
 Kernel = Literal["flash", "efficient", "eager"]
 _ACCESSES = {
@@ -67,7 +67,7 @@ class Work:
     """Counts of one optimizer step.
 
     Attributes:
-        quantities: counts by name, see :data:`vramcalc.timing_model.TERMS`.
+        quantities: counts by name, see :data:`vramcalc.timing.roofline.TERMS`.
         model_flops: operations that training needs, for the utilisation.
         flops: operations that are done, recomputation included.
         tokens: tokens of text.
@@ -106,7 +106,7 @@ def work_of(
         tokens: of a micro-batch; None, full sequences.
 
     Raises:
-        Unsupported: as :func:`vramcalc.flops.step_flops`.
+        Unsupported: as :func:`vramcalc.timing.flops.step_flops`.
     """
     eager = stack.attn_implementation == "eager"
     done = step_flops(model, method, training, stack, tokens=tokens, square=eager)
