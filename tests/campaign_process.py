@@ -11,10 +11,10 @@ from pathlib import Path
 
 from profile_rows import CPU, cpu_row
 
-from vramcalc.campaign import Planned, read_campaign
-from vramcalc.campaign_run import Rows, run
-from vramcalc.measuring import Place
-from vramcalc.profiles import ProfileRow
+from vramcalc.profiling.campaign import Planned, read_campaign
+from vramcalc.profiling.in_a_process import Place
+from vramcalc.profiling.rows import ProfileRow
+from vramcalc.profiling.run_campaign import Rows, run
 
 
 def measured(jobs: Iterable[Planned], where: Place) -> Iterator[ProfileRow]:

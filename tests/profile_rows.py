@@ -6,11 +6,11 @@ from typing import Any
 
 from configs import CONFIGS
 
-from vramcalc.campaign import planned_job
 from vramcalc.inputs import catalog
 from vramcalc.inputs.hf_config import to_spec
-from vramcalc.measuring import Place, made_row
-from vramcalc.profiles import ProfileRow, Recipe
+from vramcalc.profiling.campaign import planned_job
+from vramcalc.profiling.in_a_process import Place, made_row
+from vramcalc.profiling.rows import ProfileRow, Recipe
 
 GIB = 1 << 30
 H100 = Place("cuda", catalog.gpu("h100-sxm"), "GPU-0", "580.159.04")

@@ -28,7 +28,7 @@ INTO_PROFILING = {"vramcalc.agreement", "vramcalc.difference"}
 HOMES = {
     "accelerate": {"vramcalc.profiling"},
     "bitsandbytes": {"vramcalc.profiling"},
-    "filelock": {"vramcalc.row_log"},
+    "filelock": {"vramcalc.profiling.row_log"},
     "gpuhunt": {"vramcalc.refresh"},
     "huggingface_hub": {"vramcalc.inputs.hub"},
     "liger_kernel": {"vramcalc.profiling"},
@@ -50,7 +50,7 @@ HOMES = {
         "vramcalc.plan_options",
         "vramcalc.terminal",
     },
-    "yaml": {"vramcalc.campaign", "vramcalc.campaign_yaml"},
+    "yaml": {"vramcalc.profiling.campaign", "vramcalc.profiling.campaign_yaml"},
 }
 """Libraries that only some rooms or modules may import."""
 
@@ -67,11 +67,11 @@ AT_THE_TOP = {
         "vramcalc.inputs.stack",
         "vramcalc.options",
         "vramcalc.cost",
-        "vramcalc.profiles",
+        "vramcalc.profiling.rows",
         "vramcalc.workload",
     },
     "tabulate": {"vramcalc.plaintext"},
-    "yaml": {"vramcalc.campaign_yaml"},
+    "yaml": {"vramcalc.profiling.campaign_yaml"},
 }
 """Libraries that cost start-up time: the modules that may import them when they are imported themselves."""
 

@@ -39,8 +39,8 @@ from vramcalc.memory.calibration.file import SCHEMA, current, own_path, parse, s
 from vramcalc.memory.calibration.similarity import recipe_id
 from vramcalc.memory.context import documented
 from vramcalc.memory.estimate import Estimate, estimate_job
-from vramcalc.profile_metrics import job_of
-from vramcalc.profiles import ProfileRow
+from vramcalc.profiling.row_figures import job_of
+from vramcalc.profiling.rows import ProfileRow
 from vramcalc.units import MIB
 from vramcalc.verdicts import verdict
 

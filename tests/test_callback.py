@@ -19,13 +19,13 @@ import vramcalc
 from vramcalc import estimate
 from vramcalc.inputs.hf_config import to_spec
 from vramcalc.inputs.stack import FullFineTuning, LoRA, QLoRA, Stack, TrainingSpec
-from vramcalc.measuring import Place
-from vramcalc.profile_metrics import as_measurement, inconsistencies
-from vramcalc.profiles import read_profiles
 from vramcalc.profiling import callback as callbacks
-from vramcalc.profiling.build import build, quantised_model
 from vramcalc.profiling.callback import VramcalcCallback
-from vramcalc.profiling.job import build_model
+from vramcalc.profiling.in_a_process import Place
+from vramcalc.profiling.real.build import build, quantised_model
+from vramcalc.profiling.real.libraries import build_model
+from vramcalc.profiling.row_figures import as_measurement, inconsistencies
+from vramcalc.profiling.rows import read_profiles
 
 pytestmark = pytest.mark.trace
 SPEC = to_spec(CONFIGS["llama"], "llama")
@@ -193,7 +193,7 @@ def test_where_memory_is_counted_predicted_stands_beside_measured(
     with CountedDevice() as device:
         device.start()  # a Trainer has put the model on it
         monkeypatch.setattr(callbacks, "device_named", lambda _: device)
-        monkeypatch.setattr("vramcalc.measuring.place", lambda _: Place("cpu"))
+        monkeypatch.setattr("vramcalc.profiling.in_a_process.place", lambda _: Place("cpu"))
         made, shown = trained(lora_model(), tmp_path, steps=4)
     table = shown[0].splitlines()[1:]
     assert table[0].split() == ["bytes", "predicted", "measured", "difference"]

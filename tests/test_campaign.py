@@ -20,15 +20,15 @@ from configs import CONFIGS, write_config
 from profile_rows import CPU, H100, MEASURED, OUT_OF_MEMORY, cpu_row
 
 from vramcalc import tables
-from vramcalc.campaign import Campaign, Planned, find, read_campaign
-from vramcalc.campaign_run import Progress, Rows, Summary
-from vramcalc.campaign_run import run as run_campaign
 from vramcalc.errors import DataError, UnknownName
 from vramcalc.inputs import catalog
 from vramcalc.inputs.job import Job
-from vramcalc.measuring import Place, made_row
 from vramcalc.memory.estimate import estimate_job
-from vramcalc.profiles import ProfileRow, read_profiles
+from vramcalc.profiling.campaign import Campaign, Planned, find, read_campaign
+from vramcalc.profiling.in_a_process import Place, made_row
+from vramcalc.profiling.rows import ProfileRow, read_profiles
+from vramcalc.profiling.run_campaign import Progress, Rows, Summary
+from vramcalc.profiling.run_campaign import run as run_campaign
 
 HERE = Path(__file__).parent
 SHIPPED = sorted((tables.directory() / "campaigns").glob("*.yaml"))

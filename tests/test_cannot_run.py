@@ -28,7 +28,7 @@ def runs(job: Job) -> bool:
     """Whether a forward and a backward pass of the real libraries on the CPU come to an end."""
     import torch
 
-    from vramcalc.profiling.build import build
+    from vramcalc.profiling.real.build import build
 
     net = build(job.model, job.method, job.training, job.stack, "cpu")
     ids = torch.zeros(1, 8, dtype=torch.long)

@@ -62,7 +62,9 @@ def test_an_unknown_gpu_is_an_error_that_names_it(nvml: Library) -> None:
 
 
 def test_a_job_that_would_run_on_a_gpu_knows_it_without_its_uuid(nvml: Library, tmp_path: Path) -> None:
-    script = "from vramcalc.measuring import place\np = place('cuda'); print(p.gpu.to_json(), p.uuid, p.driver)"
+    script = (
+        "from vramcalc.profiling.in_a_process import place\np = place('cuda'); print(p.gpu.to_json(), p.uuid, p.driver)"
+    )
     script = script.replace("to_json", "model_dump_json")
     done = nvml.run(machine(gpu(H100, 0), gpu(H100, 1)), "-c", script, CUDA_VISIBLE_DEVICES="1")
     assert done.returncode == 0, done.stderr

@@ -16,13 +16,13 @@ from profile_rows import row
 
 import vramcalc
 from vramcalc import prices, tables
-from vramcalc.campaign import read_campaign
-from vramcalc.campaign_yaml import MOST_VALUES, load
 from vramcalc.errors import DataError
 from vramcalc.files.reading import read_bytes, read_text
 from vramcalc.memory.calibration.file import current, own_path, shipped, shipped_path
-from vramcalc.profiles import parse, read_profiles
-from vramcalc.row_log import append
+from vramcalc.profiling.campaign import read_campaign
+from vramcalc.profiling.campaign_yaml import MOST_VALUES, load
+from vramcalc.profiling.row_log import append
+from vramcalc.profiling.rows import parse, read_profiles
 
 SMALL = "qwen2.5-0.5b"
 COMMANDS: dict[str, tuple[str, ...]] = {

@@ -211,7 +211,7 @@ def torch_counts(family: str, method: Method, training: TrainingSpec, stack: Sta
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from vramcalc.profiling.job import attach, build_model
+    from vramcalc.profiling.real.libraries import attach, build_model
 
     spec = to_spec(CONFIGS[family], family)
     model = attach(build_model(spec, stack), method, training, stack, prepare_kbit=lambda _: None)

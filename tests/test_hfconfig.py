@@ -189,8 +189,8 @@ def test_what_attention_sees_is_what_a_trace_of_the_configuration_keeps(
 ) -> None:
     from transformers import AutoConfig
 
-    from vramcalc.profiling import job
-    from vramcalc.profiling.trace import trace
+    from vramcalc.profiling.real import libraries as job
+    from vramcalc.profiling.trace.trace import trace
 
     config = {**CONFIGS[family], **changes}
     windowless = "sliding_attention" in changes.get("layer_types", ()) and family in ("granite", "llama")

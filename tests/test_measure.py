@@ -26,24 +26,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from profile_rows import CPU, recipe
 
-from vramcalc.campaign import planned_job
 from vramcalc.errors import MissingExtra
 from vramcalc.inputs.hf_config import to_spec
 from vramcalc.inputs.job import Job
 from vramcalc.inputs.stack import QLoRA
-from vramcalc.measuring import CannotMeasure, Place, Worker, environment, made_row, place
 from vramcalc.memory.estimate import make_job
-from vramcalc.profile_metrics import inconsistencies
-from vramcalc.profiles import ProfileRow, Recipe, read_profiles
-from vramcalc.profiling import fake
-from vramcalc.profiling import smallest as smallest_memory
-from vramcalc.profiling.build import attention_of, build, quantised_model
-from vramcalc.profiling.device import Cpu, Cuda, Device
-from vramcalc.profiling.job import attach, build_model, forget_optimizers
-from vramcalc.profiling.live_blocks import largest, peak_blocks
-from vramcalc.profiling.measure import Measurement, Run, asked_bytes
-from vramcalc.profiling.phases import PhasePeaks
-from vramcalc.profiling.smallest import resolution_of, search
+from vramcalc.profiling.campaign import planned_job
+from vramcalc.profiling.in_a_process import CannotMeasure, Place, Worker, environment, made_row, place
+from vramcalc.profiling.measure import smallest as smallest_memory
+from vramcalc.profiling.measure.device import Cpu, Cuda, Device
+from vramcalc.profiling.measure.live_blocks import largest, peak_blocks
+from vramcalc.profiling.measure.measure import Measurement, Run, asked_bytes
+from vramcalc.profiling.measure.phases import PhasePeaks
+from vramcalc.profiling.measure.smallest import resolution_of, search
+from vramcalc.profiling.real.build import attention_of, build, quantised_model
+from vramcalc.profiling.real.libraries import attach, build_model, forget_optimizers
+from vramcalc.profiling.row_figures import inconsistencies
+from vramcalc.profiling.rows import ProfileRow, Recipe, read_profiles
+from vramcalc.profiling.trace import fake_device as fake
 from vramcalc.units import MIB
 
 pytestmark = pytest.mark.trace
@@ -472,7 +472,7 @@ def test_a_worker_without_its_libraries_is_an_error_and_no_row(monkeypatch: pyte
 
 def test_a_worker_ends_with_its_parent(tiny: Path) -> None:
     script = (
-        "import sys; from profile_rows import CPU, recipe; from vramcalc.measuring import Worker\n"
+        "import sys; from profile_rows import CPU, recipe; from vramcalc.profiling.in_a_process import Worker\n"
         "worker = Worker(recipe(where=CPU), CPU); print(worker._process.pid, flush=True); sys.stdin.read()"
     )
     environment_ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}

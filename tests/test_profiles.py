@@ -16,8 +16,8 @@ from profile_rows import GIB, H100, MEASURED, OUT_OF_MEMORY, recipe, row
 from vramcalc import estimate
 from vramcalc.errors import DataError
 from vramcalc.measurements import predict, read_measurements
-from vramcalc.profile_metrics import as_measurement, inconsistencies, job_of
-from vramcalc.profiles import ProfileRow, parse, read_profiles, shipped
+from vramcalc.profiling.row_figures import as_measurement, inconsistencies, job_of
+from vramcalc.profiling.rows import ProfileRow, parse, read_profiles, shipped
 from vramcalc.render_profile import profile_text
 
 TABLE = Path(__file__).resolve().parent.parent / "tables" / "measurements.csv"

@@ -16,10 +16,10 @@ from profile_rows import row
 from test_laws import tiny
 
 from vramcalc import verdict
-from vramcalc.campaign_run import Summary
 from vramcalc.cli import app
 from vramcalc.inputs.presets import PRESETS
-from vramcalc.profiles import shipped
+from vramcalc.profiling.rows import shipped
+from vramcalc.profiling.run_campaign import Summary
 from vramcalc.render_profile import summary_dict
 
 ROOT = Path(__file__).resolve().parent.parent

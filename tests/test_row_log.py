@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from vramcalc.errors import DataError
-from vramcalc.row_log import append, read_lines
+from vramcalc.profiling.row_log import append, read_lines
 
 WRITER = """
 import json, sys
 from pathlib import Path
-from vramcalc.row_log import (append)
+from vramcalc.profiling.row_log import (append)
 name, n, width = sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 for i in range(n):
     append(Path(sys.argv[1]), json.dumps({"writer": name, "n": i, "fill": name * width}))
@@ -126,7 +126,7 @@ def test_what_is_no_file_is_an_error(tmp_path: Path) -> None:
 FULL_DISK = """
 import resource, sys
 from pathlib import Path
-from vramcalc.row_log import (append)
+from vramcalc.profiling.row_log import (append)
 path = Path(sys.argv[1])
 append(path, '{"n": 1}')
 size = path.stat().st_size + int(sys.argv[2])

@@ -17,7 +17,7 @@ from vramcalc.inputs.alloc_conf import AllocatorSettings
 from vramcalc.inputs.hf_config import to_spec
 from vramcalc.inputs.stack import TrainingSpec
 from vramcalc.memory.estimate import Estimate
-from vramcalc.profiling.trace import trace
+from vramcalc.profiling.trace.trace import trace
 from vramcalc.shadow.allocator.replay import Replay, replay
 from vramcalc.shadow.training.loop import Loop, Sizes
 from vramcalc.shadow.training.requests import plan

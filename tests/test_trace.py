@@ -12,7 +12,7 @@ from configs import CONFIGS
 from vramcalc.inputs.hf_config import to_spec
 from vramcalc.inputs.job import Job
 from vramcalc.memory.estimate import make_job
-from vramcalc.profiling.trace import Trace, trace
+from vramcalc.profiling.trace.trace import Trace, trace
 from vramcalc.shadow.training.loop import Loop, Sizes
 from vramcalc.shadow.training.requests import with_workspace_at_product
 

@@ -14,8 +14,8 @@ from vramcalc.agreement import trace_and_estimate
 from vramcalc.difference import first_difference
 from vramcalc.inputs.hf_config import to_spec
 from vramcalc.memory.estimate import make_job
-from vramcalc.profiling.result import Trace
-from vramcalc.profiling.trace import trace
+from vramcalc.profiling.trace.result import Trace
+from vramcalc.profiling.trace.trace import trace
 
 pytestmark = pytest.mark.trace
 

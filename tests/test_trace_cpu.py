@@ -17,11 +17,11 @@ from torch.profiler import ProfilerActivity, profile
 from vramcalc.inputs.hf_config import to_spec
 from vramcalc.inputs.job import Job
 from vramcalc.memory.estimate import make_job
-from vramcalc.profiling import fake
-from vramcalc.profiling.job import attach, build_model, build_optimizer
-from vramcalc.profiling.loop import Loop
-from vramcalc.profiling.recorder import Allocation, Recorder
-from vramcalc.profiling.trace import trace
+from vramcalc.profiling.real.libraries import attach, build_model, build_optimizer
+from vramcalc.profiling.real.loop import Loop
+from vramcalc.profiling.trace import fake_device as fake
+from vramcalc.profiling.trace.recorder import Allocation, Recorder
+from vramcalc.profiling.trace.trace import trace
 
 pytestmark = pytest.mark.trace
 

@@ -18,8 +18,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config
 from vramcalc.inputs.hf_config import to_spec
 from vramcalc.inputs.stack import Stack, TrainingSpec
 from vramcalc.memory.estimate import make_job
-from vramcalc.profiling.result import Trace
-from vramcalc.profiling.trace import trace, trace_custom
+from vramcalc.profiling.trace.result import Trace
+from vramcalc.profiling.trace.trace import trace, trace_custom
 
 pytestmark = pytest.mark.trace
 

@@ -34,7 +34,7 @@ _HOME = {
     "TimeRatio": "vramcalc.timing.ratio",
     "step_flops": "vramcalc.timing.flops",
     "detect_gpus": "vramcalc.inputs.machine.detect",
-    "read_profiles": "vramcalc.profiles",
+    "read_profiles": "vramcalc.profiling.rows",
     "FullFineTuning": "vramcalc.inputs.stack",
     "LoRA": "vramcalc.inputs.stack",
     "QLoRA": "vramcalc.inputs.stack",
@@ -71,7 +71,7 @@ if TYPE_CHECKING:
     from vramcalc.memory.grid import estimate_grid as estimate_grid
     from vramcalc.planning import Plan as Plan
     from vramcalc.planning import plan as plan
-    from vramcalc.profiles import read_profiles as read_profiles
+    from vramcalc.profiling.rows import read_profiles as read_profiles
     from vramcalc.timing.flops import step_flops as step_flops
     from vramcalc.timing.ratio import TimeRatio as TimeRatio
     from vramcalc.timing.ratio import compare_times as compare_times

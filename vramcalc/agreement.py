@@ -17,11 +17,11 @@ from vramcalc.errors import InvalidValue, MissingExtra, Unsupported
 from vramcalc.inputs.job import Job
 from vramcalc.inputs.releases import minor_release
 from vramcalc.inputs.stack import Gpu, ModelSpec
-from vramcalc.installed import installed_versions
 from vramcalc.memory.estimate import Estimate, estimate_job, make_job
+from vramcalc.profiling.installed_versions import installed_versions
 
 if TYPE_CHECKING:
-    from vramcalc.profiling.result import Trace
+    from vramcalc.profiling.trace.result import Trace
 
 TOLERANCE = 2e-4
 """Of the allocated peak, relative."""
@@ -165,7 +165,7 @@ def _traced(job: Job, lengths: tuple[int, ...]) -> Trace:
     """The trace of a job, whatever libraries say kept off stdout."""
     with _quiet():
         try:
-            from vramcalc.profiling.trace import trace
+            from vramcalc.profiling.trace.trace import trace
 
             return trace(
                 job.model,

@@ -16,7 +16,7 @@ from vramcalc.files.reading import read_bytes
 from vramcalc.files.writing import write_whole
 from vramcalc.memory.calibration.calibration import Calibration, Recipe
 from vramcalc.memory.calibration.file import current, digest, own_path, read, shipped, to_json
-from vramcalc.profiles import ProfileRow, read_profiles
+from vramcalc.profiling.rows import ProfileRow, read_profiles
 
 _NOISE = 0.02
 """Share by which the score moves as one recipe more or less is left out; a fit that is worse by more is refused."""

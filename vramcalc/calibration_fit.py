@@ -22,8 +22,8 @@ from vramcalc.memory.calibration.conformal import quantile
 from vramcalc.memory.calibration.similarity import likeness, recipe_id
 from vramcalc.memory.context import documented
 from vramcalc.memory.estimate import estimate_job
-from vramcalc.profile_metrics import as_measurement, job_of
-from vramcalc.profiles import ProfileRow
+from vramcalc.profiling.row_figures import as_measurement, job_of
+from vramcalc.profiling.rows import ProfileRow
 from vramcalc.units import MIB
 
 _POOL_OF: dict[str, Pool] = {"blocks": "allocated", "reserved": "reserved", "snapshot": "snapshot"}

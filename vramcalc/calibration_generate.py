@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import sys
 
-from vramcalc import profiles, tables
+from vramcalc import tables
 from vramcalc.calibration_fit import fit, merged, profiled, published
 from vramcalc.memory.calibration.file import shipped_path, to_json
+from vramcalc.profiling import rows as profiles
 
 
 def made() -> str:

@@ -16,8 +16,8 @@ from vramcalc.shadow.training.requests import with_workspace_at_product
 from vramcalc.units import round_up
 
 if TYPE_CHECKING:
-    from vramcalc.profiling.recorder import Allocation
-    from vramcalc.profiling.result import Trace
+    from vramcalc.profiling.trace.recorder import Allocation
+    from vramcalc.profiling.trace.result import Trace
 
 SMALL = 2048
 """Scalars and indices up to this many bytes are where an estimate takes liberties: they change no total. [B]"""

@@ -49,7 +49,7 @@ def traced(run: Run) -> Run:
     """The run with what the installed libraries reserve: the end of a bucket, then the bucket of the longest batch."""
     import peft
 
-    from vramcalc.profiling.trace import trace
+    from vramcalc.profiling.trace.trace import trace
 
     kind, _, arguments = run.config.partition(" ")
     settings = dict(part.split("=") for part in arguments.split())

@@ -22,7 +22,7 @@ if version("transformers").startswith("4."):
     # Releases of that time import what today's torchao has no more.
     sys.modules["torchao"] = None  # type: ignore[assignment]
 
-import vramcalc.profiling.trace  # noqa: F401 - so that no row is charged with the time this takes
+import vramcalc.profiling.trace.trace  # noqa: F401 - so that no row is charged with the time this takes
 from vramcalc.agreement import compare, other_release
 from vramcalc.errors import VramcalcError
 from vramcalc.memory.estimate import estimate_job

@@ -12,7 +12,7 @@ from vramcalc.progress import Bar
 from vramcalc.terminal import print_json, print_text
 
 if TYPE_CHECKING:
-    from vramcalc.campaign_run import Progress
+    from vramcalc.profiling.run_campaign import Progress
 
 Device = Annotated[str, typer.Option(help="cuda, or cpu: speed alone.")]
 Output = Annotated[Path | None, typer.Option(help="File of rows; without it, one in the user's data folder.")]
@@ -35,9 +35,9 @@ def profile(
 
     Random weights, nothing is downloaded. The row is added to a file; see 'campaign' for many.
     """
-    from vramcalc.campaign import planned_job
-    from vramcalc.campaign_run import Rows, default_output
-    from vramcalc.measuring import Worker, place
+    from vramcalc.profiling.campaign import planned_job
+    from vramcalc.profiling.in_a_process import Worker, place
+    from vramcalc.profiling.run_campaign import Rows, default_output
 
     where = place(device)
     asked = {
@@ -78,8 +78,8 @@ def campaign(
     Every row is on the disk the moment it is measured; start it again after it was stopped. Exit status 1 where a
     job failed or contradicts itself; running out of memory is a result.
     """
-    from vramcalc.campaign import find, read_campaign
-    from vramcalc.campaign_run import Rows, default_output, run
+    from vramcalc.profiling.campaign import find, read_campaign
+    from vramcalc.profiling.run_campaign import Rows, default_output, run
     from vramcalc.render_profile import jobs_text, summary_dict, summary_text
 
     path, limit = find(file), None if minutes is None else _minutes(minutes)
@@ -87,7 +87,7 @@ def campaign(
         planned = read_campaign(path, device=device)
         print_json([_job_dict(p) for p in planned.jobs]) if as_json else print_text(jobs_text(planned))
         return
-    from vramcalc.measuring import place
+    from vramcalc.profiling.in_a_process import place
 
     where = place(device)
     planned = read_campaign(path, device=device, where=where)

@@ -16,10 +16,10 @@ from transformers import TrainerCallback
 
 from vramcalc.errors import VramcalcError
 from vramcalc.inputs.machine.device_use import DeviceUse, Polled
-from vramcalc.profiling.device import device_named
-from vramcalc.profiling.observed import Batches, method_of, plain_config, stack_of, training_of
-from vramcalc.profiling.phases import PhasePeaks, moment, timing
-from vramcalc.profiling.watch import Watch
+from vramcalc.profiling.measure.device import device_named
+from vramcalc.profiling.measure.phases import PhasePeaks, moment, timing
+from vramcalc.profiling.observed_phases import Watch
+from vramcalc.profiling.observed_recipe import Batches, method_of, plain_config, stack_of, training_of
 
 WATCHED_STEPS = 3
 """Steps whose phases are told apart."""
@@ -94,7 +94,7 @@ class VramcalcCallback(TrainerCallback):  # type: ignore[misc]
     # -- measuring ---------------------------------------------------------------------------------------------------
 
     def _begin(self) -> None:
-        from vramcalc.measuring import place
+        from vramcalc.profiling.in_a_process import place
 
         self._device = device_named(self._args.device.type)
         self._place = place(self._device.name)
@@ -123,7 +123,7 @@ class VramcalcCallback(TrainerCallback):  # type: ignore[misc]
     def _compare(self) -> None:
         """Predicted and measured, for the one step that was made."""
         from vramcalc import display
-        from vramcalc.profile_metrics import FirstStep
+        from vramcalc.profiling.row_figures import FirstStep
 
         self._show(display.text(FirstStep(self._row({}), self._phases.done().get("whole"))))
 
@@ -137,8 +137,8 @@ class VramcalcCallback(TrainerCallback):  # type: ignore[misc]
         self._guarded(self._write)
 
     def _write(self) -> None:
-        from vramcalc.campaign_run import default_output
-        from vramcalc.row_log import append
+        from vramcalc.profiling.row_log import append
+        from vramcalc.profiling.run_campaign import default_output
 
         path = Path(self._output) if self._output else default_output("trainer")
         self.row = self._row({"memory": self._memory or None, "timing": self._timing()})
@@ -159,8 +159,8 @@ class VramcalcCallback(TrainerCallback):  # type: ignore[misc]
 
     def _row(self, found: dict[str, Any]) -> Any:
         from vramcalc.inputs.hf_config import to_spec
-        from vramcalc.measuring import made_row
-        from vramcalc.profiles import Recipe
+        from vramcalc.profiling.in_a_process import made_row
+        from vramcalc.profiling.rows import Recipe
 
         model: nn.Module = self._model
         config = plain_config(model)

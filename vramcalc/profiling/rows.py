@@ -1,7 +1,7 @@
 """Profile rows: one training job that ran on a real device, what was asked for and what was measured.
 
 A row is one line of JSON; ``tables/profiles/*.jsonl`` are such files. Whoever fits or judges predictions reads a row
-through :mod:`vramcalc.profile_metrics`.
+through :mod:`vramcalc.profiling.row_figures`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from vramcalc import tables
 from vramcalc.errors import DataError, VramcalcError, shown
 from vramcalc.inputs.stack import FullFineTuning, Gpu, LoRA, ModelSpec, QLoRA, Stack, TrainingSpec
-from vramcalc.row_log import read_lines
+from vramcalc.profiling.row_log import read_lines
 
 SCHEMA = "vramcalc-profile"
 VERSION = 1

@@ -25,9 +25,9 @@ from vramcalc.files.folders import cache_folder
 from vramcalc.inputs.alloc_conf import ENVIRONMENT
 from vramcalc.inputs.machine.detect import Detection, detect_gpus
 from vramcalc.inputs.stack import Gpu, Stack
-from vramcalc.installed import installed_versions
-from vramcalc.profiles import ProfileRow, Recipe, measurement_key
-from vramcalc.row_log import locked
+from vramcalc.profiling.installed_versions import installed_versions
+from vramcalc.profiling.row_log import locked
+from vramcalc.profiling.rows import ProfileRow, Recipe, measurement_key
 
 LIMIT_S = 900.0
 """A job that takes longer is given up, and says so."""
@@ -56,7 +56,7 @@ class Place:
     driver: str | None = None
 
     def key(self, recipe: Recipe) -> tuple[str, ...]:
-        """What makes a measurement another one; see :attr:`~vramcalc.profiles.ProfileRow.key`."""
+        """What makes a measurement another one; see :attr:`~vramcalc.profiling.rows.ProfileRow.key`."""
         return measurement_key(recipe.job_id, self.gpu, versions())
 
 
@@ -107,7 +107,7 @@ class Worker:
         self._timed_out = False
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "vramcalc.profiling.worker"],
+            [sys.executable, "-m", "vramcalc.profiling.measure.worker"],
             env=environment(recipe.stack),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from vramcalc.installed import installed_versions
+from vramcalc.profiling.installed_versions import installed_versions
 from vramcalc.shadow.allocator.replay import Replay, replay
 
 if TYPE_CHECKING:
     from vramcalc.inputs.alloc_conf import AllocatorSettings
-    from vramcalc.profiling.recorder import Allocation
+    from vramcalc.profiling.trace.recorder import Allocation
 
 
 @dataclass(frozen=True)

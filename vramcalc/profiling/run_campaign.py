@@ -9,12 +9,12 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vramcalc.campaign import Campaign, Planned
 from vramcalc.files.folders import data_folder
-from vramcalc.measuring import LIMIT_S, Place, Worker
-from vramcalc.profile_metrics import inconsistencies
-from vramcalc.profiles import ProfileRow, parse
-from vramcalc.row_log import append, read_lines
+from vramcalc.profiling.campaign import Campaign, Planned
+from vramcalc.profiling.in_a_process import LIMIT_S, Place, Worker
+from vramcalc.profiling.row_figures import inconsistencies
+from vramcalc.profiling.row_log import append, read_lines
+from vramcalc.profiling.rows import ProfileRow, parse
 
 Measure = Callable[[Planned], ProfileRow]
 _SLACK = 0.25

@@ -16,12 +16,13 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vramcalc.inputs.stack import Method, ModelSpec, QLoRA, Stack, TrainingSpec
-from vramcalc.profiling import fake, fused_losses
-from vramcalc.profiling.job import attach, build_model, build_optimizer
-from vramcalc.profiling.loop import Loop
-from vramcalc.profiling.recorder import Recorder
-from vramcalc.profiling.result import Trace, describe
-from vramcalc.profiling.watch import Watch
+from vramcalc.profiling.observed_phases import Watch
+from vramcalc.profiling.real import fused_losses
+from vramcalc.profiling.real.libraries import attach, build_model, build_optimizer
+from vramcalc.profiling.real.loop import Loop
+from vramcalc.profiling.trace import fake_device as fake
+from vramcalc.profiling.trace.recorder import Recorder
+from vramcalc.profiling.trace.result import Trace, describe
 from vramcalc.shadow.engine.kernels import cublas_workspace_bytes
 
 __all__ = ["Trace", "describe", "trace", "trace_custom"]
@@ -162,7 +163,7 @@ def trace_custom(
 
         import torch
         from transformers import AutoModelForCausalLM, GPT2Config
-        from vramcalc.profiling.trace import (describe, trace_custom)
+        from vramcalc.profiling.trace.trace import (describe, trace_custom)
 
         def model():
             return AutoModelForCausalLM.from_config(GPT2Config(), dtype=torch.bfloat16).train()

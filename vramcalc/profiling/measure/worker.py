@@ -48,8 +48,8 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
 
     from vramcalc.inputs.machine.device_use import DeviceUse
     from vramcalc.inputs.stack import Method, ModelSpec, Stack, TrainingSpec
-    from vramcalc.profiling.device import device_named
-    from vramcalc.profiling.measure import Measurement, Run
+    from vramcalc.profiling.measure.device import device_named
+    from vramcalc.profiling.measure.measure import Measurement, Run
 
     method: Any = TypeAdapter(Method).validate_python(request["method"])
     run = Run(

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from vramcalc.profiling.loop import Marker
+from vramcalc.profiling.real.loop import Marker
 
 
 class Watch:

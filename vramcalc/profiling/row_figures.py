@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vramcalc.inputs.job import Job
-from vramcalc.profiles import ProfileRow
+from vramcalc.profiling.rows import ProfileRow
 
 _MOST_CONTEXT_BYTES = 4 << 30
 

@@ -16,8 +16,9 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from vramcalc.inputs.stack import QLoRA, Stack
-from vramcalc.profiling import fused_losses, releases, routing
-from vramcalc.profiling.fake_attention import DTYPE_NAMES, scaled_dot_product_attention
+from vramcalc.profiling.real import fused_losses, releases
+from vramcalc.profiling.trace import fake_routing as routing
+from vramcalc.profiling.trace.fake_attention import DTYPE_NAMES, scaled_dot_product_attention
 from vramcalc.shadow.engine import kernels
 
 

@@ -17,13 +17,13 @@ from torch import nn
 
 from vramcalc.inputs.machine.device_use import DeviceUse, Polled
 from vramcalc.inputs.stack import Method, ModelSpec, Stack, TrainingSpec
-from vramcalc.profiling import live_blocks
-from vramcalc.profiling.build import attention_of, build, seen_backend
-from vramcalc.profiling.device import Device
-from vramcalc.profiling.job import build_optimizer, forget_optimizers, torch_dtype
-from vramcalc.profiling.loop import Loop, Marker
-from vramcalc.profiling.phases import PhasePeaks, Unmarked, moment, timing
-from vramcalc.profiling.smallest import search
+from vramcalc.profiling.measure import live_blocks
+from vramcalc.profiling.measure.device import Device
+from vramcalc.profiling.measure.phases import PhasePeaks, Unmarked, moment, timing
+from vramcalc.profiling.measure.smallest import search
+from vramcalc.profiling.real.build import attention_of, build, seen_backend
+from vramcalc.profiling.real.libraries import build_optimizer, forget_optimizers, torch_dtype
+from vramcalc.profiling.real.loop import Loop, Marker
 from vramcalc.units import MIB
 
 MEASURED_STEPS = 3

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from vramcalc.inputs.stack import OWN_LOSSES, Stack, TrainingSpec
-from vramcalc.profiling import fused_losses
-from vramcalc.profiling.job import torch_dtype
+from vramcalc.profiling.real import fused_losses
+from vramcalc.profiling.real.libraries import torch_dtype
 
 
 class Marker(Protocol):

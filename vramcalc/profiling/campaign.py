@@ -18,9 +18,9 @@ from vramcalc import tables
 from vramcalc.errors import DataError, UnknownName, VramcalcError, shown
 from vramcalc.files.reading import read_text
 from vramcalc.inputs.job import Job
-from vramcalc.measuring import Place
 from vramcalc.memory.estimate import make_job
-from vramcalc.profiles import Recipe
+from vramcalc.profiling.in_a_process import Place
+from vramcalc.profiling.rows import Recipe
 
 _TOP = ("name", "defaults", "jobs")
 _OWN = ("model", "method", "layers", "device", "find_smallest", "live_blocks", "expected_s")
@@ -176,7 +176,7 @@ def _combinations(entry: dict[str, Any], path: Path, at: str) -> Iterator[dict[s
 def _loaded(path: Path) -> dict[str, Any]:
     import yaml
 
-    from vramcalc.campaign_yaml import load
+    from vramcalc.profiling.campaign_yaml import load
 
     try:
         plain = load(read_text(path, _MOST_BYTES))

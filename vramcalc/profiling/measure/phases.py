@@ -11,14 +11,14 @@ from typing import Any
 import torch
 
 from vramcalc.inputs.machine.device_use import DeviceUse
-from vramcalc.profiling.device import Device
+from vramcalc.profiling.measure.device import Device
 
 TRAINING = ("forward", "backward", "optimizer", "zero_grad", "between")
 """Phases after loading."""
 
 
 class PhasePeaks:
-    """A :class:`~vramcalc.profiling.loop.Marker` that keeps the highest memory of every kind of phase.
+    """A :class:`~vramcalc.profiling.real.loop.Marker` that keeps the highest memory of every kind of phase.
 
     Attributes:
         phase: the kind that runs now.

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from vramcalc.inputs.stack import Method, ModelSpec, QLoRA, Stack, TrainingSpec
-from vramcalc.profiling import fused_losses
-from vramcalc.profiling.job import attach, build_model, torch_dtype
+from vramcalc.profiling.real import fused_losses
+from vramcalc.profiling.real.libraries import attach, build_model, torch_dtype
 
 _STD = 0.02
 """Spread of random weights, ``initializer_range`` of the supported configurations."""

@@ -15,7 +15,7 @@ from torch import nn
 
 from vramcalc.errors import Unsupported
 from vramcalc.inputs.stack import FullFineTuning, LoRA, Method, ModelSpec, QLoRA, Stack, TrainingSpec, kbit_prepared
-from vramcalc.profiling.releases import dtype_argument
+from vramcalc.profiling.real.releases import dtype_argument
 
 _BNB_OPTIMIZERS = {
     "adamw_bnb_32bit": ("AdamW32bit", {}),

@@ -1,0 +1,1 @@
+"""A job run on a device, its memory and speed watched."""

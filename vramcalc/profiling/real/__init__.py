@@ -1,0 +1,1 @@
+"""A job as the real libraries build and train it."""

@@ -1,0 +1,1 @@
+"""A job run on fake tensors, its storages recorded."""
