@@ -12,17 +12,18 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Any
 
-from vramcalc import claims, prices, verdict
+from vramcalc import claims, verdict
 from vramcalc import estimate as estimate_of
 from vramcalc.describe import common_lines, method_line, precision, step_line
 from vramcalc.formats import formatted
 from vramcalc.inputs import catalog
 from vramcalc.memory.estimate import Estimate
-from vramcalc.planning import Plan, plan_of, step_time_of
-from vramcalc.prices import Offer
+from vramcalc.planning import prices
+from vramcalc.planning.plan import Plan, plan_of, step_time_of
+from vramcalc.planning.prices import Offer
+from vramcalc.planning.workload import Workload
 from vramcalc.render_plan import time_text
 from vramcalc.units import GIB, usd
-from vramcalc.workload import Workload
 
 MODELS = (
     "llama-3.2-1b", "llama-3.2-3b", "qwen2.5-7b", "llama-3.1-8b", "llama-2-13b", "qwen2.5-14b", "qwen2.5-32b",

@@ -39,10 +39,10 @@ from vramcalc.memory.calibration.file import SCHEMA, current, own_path, parse, s
 from vramcalc.memory.calibration.similarity import recipe_id
 from vramcalc.memory.context import documented
 from vramcalc.memory.estimate import Estimate, estimate_job
+from vramcalc.planning.verdict import verdict
 from vramcalc.profiling.row_figures import job_of
 from vramcalc.profiling.rows import ProfileRow
 from vramcalc.units import MIB
-from vramcalc.verdicts import verdict
 
 NUMBERS = {
     "allocated": "allocated_bytes", "blocks": "block_bytes", "reserved": "reserved_bytes", "process": "process_bytes"

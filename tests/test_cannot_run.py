@@ -12,11 +12,11 @@ from small import TINY
 
 from vramcalc import estimate, fit
 from vramcalc.errors import Unsupported
-from vramcalc.fitting import CannotRun, fit_or_why
 from vramcalc.inputs import catalog
 from vramcalc.inputs.job import Job
 from vramcalc.inputs.stack import ModelSpec
 from vramcalc.memory.estimate import make_job
+from vramcalc.planning.fit import CannotRun, fit_or_why
 
 SMALL = TINY.replace(
     num_hidden_layers=1, hidden_size=64, intermediate_size=96, vocab_size=64, head_dim=16, num_key_value_heads=4

@@ -21,14 +21,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from steps import GivenStep
 
-from vramcalc import fit, planning, prices
+from vramcalc import fit
 from vramcalc.choices import COLUMNS, Choices, planning_table
 from vramcalc.errors import InvalidValue, OutputError, UnknownName, Unsupported
 from vramcalc.files.writing import write_whole
 from vramcalc.formats import FORMATS, formatted, significant
-from vramcalc.prices import Prices
+from vramcalc.planning import plan as planning
+from vramcalc.planning import prices
+from vramcalc.planning.prices import Prices
+from vramcalc.planning.workload import Workload
 from vramcalc.units import GIB
-from vramcalc.workload import Workload
 
 SHIPPED = Prices(prices.read(prices.shipped_path()), prices.shipped_path())
 WORK = Workload(examples=1000, tokens_per_example=128)

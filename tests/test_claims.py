@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from steps import GivenStep
 
-from vramcalc import claims, estimate, prices, tables
+from vramcalc import claims, estimate, tables
 from vramcalc.claims import NEAR, Claim, answer, memory_recipes, read_claims
 from vramcalc.inputs import catalog
+from vramcalc.planning import prices
 
 CLAIMS = {claim.claim_id: claim for claim in read_claims()}
 OFFERS = prices.read(prices.shipped_path())

@@ -17,9 +17,9 @@ from configs import CONFIGS, write_config
 
 import vramcalc
 from vramcalc import estimate
-from vramcalc.fitting import METHODS
 from vramcalc.inputs import catalog
 from vramcalc.inputs.stack import FullFineTuning, LoRA, QLoRA, Stack, TrainingSpec
+from vramcalc.planning.fit import METHODS
 from vramcalc.terminal import painted
 from vramcalc.units import GIB
 

@@ -15,10 +15,11 @@ from configs import CONFIGS, write_config
 from profile_rows import row
 
 import vramcalc
-from vramcalc import prices, tables
+from vramcalc import tables
 from vramcalc.errors import DataError
 from vramcalc.files.reading import read_bytes, read_text
 from vramcalc.memory.calibration.file import current, own_path, shipped, shipped_path
+from vramcalc.planning import prices
 from vramcalc.profiling.campaign import read_campaign
 from vramcalc.profiling.campaign_yaml import MOST_VALUES, load
 from vramcalc.profiling.row_log import append

@@ -16,11 +16,11 @@ from vramcalc import Estimate, Gpu, ModelSpec, Verdict, estimate, fit, max_micro
 from vramcalc.errors import DoesNotFit, InvalidValue, UnknownName, Unsupported
 from vramcalc.inputs.alloc_conf import AllocatorSettings
 from vramcalc.inputs.stack import QLoRA, Stack
-from vramcalc.largest import LOOKS, NEAR, STEP, Largest
 from vramcalc.memory.calibration.file import current
-from vramcalc.remedies import Remedy, first_that_fits
+from vramcalc.planning.largest import LOOKS, NEAR, STEP, Largest
+from vramcalc.planning.remedies import Remedy, first_that_fits
+from vramcalc.planning.verdict import SAFE
 from vramcalc.units import GIB, MIB
-from vramcalc.verdicts import SAFE
 
 MODEL = ModelSpec(
     name="small",

@@ -11,8 +11,8 @@ from vramcalc import estimate, tables
 from vramcalc.measurements import Prediction, predict, read_measurements
 from vramcalc.memory.estimate import estimate_job
 from vramcalc.memory.unexplained import unexplained_bytes
+from vramcalc.planning.verdict import verdict
 from vramcalc.units import MIB
-from vramcalc.verdicts import verdict
 
 T4_LOOP: dict[str, Any] = {
     "gpu": "t4",

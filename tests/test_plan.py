@@ -16,15 +16,16 @@ from hypothesis import strategies as st
 from steps import GivenStep
 from test_laws import TINY, tiny
 
-from vramcalc import prices, verdict
-from vramcalc.cost import Billing, OwnMachine, OwnRate, Rate, bill, offer_rate
+from vramcalc import verdict
 from vramcalc.errors import InvalidValue, UnknownName, VramcalcError
 from vramcalc.inputs.stack import TrainingSpec
 from vramcalc.interval import Interval
 from vramcalc.plan_options import DEFAULTS
-from vramcalc.planning import Plan, plan
+from vramcalc.planning import prices
+from vramcalc.planning.cost import Billing, OwnMachine, OwnRate, Rate, bill, offer_rate
+from vramcalc.planning.plan import Plan, plan
+from vramcalc.planning.workload import Workload, forward_share, hours_of, schedule
 from vramcalc.units import human_hours, usd
-from vramcalc.workload import Workload, forward_share, hours_of, schedule
 
 SHIPPED = prices.read(prices.shipped_path())
 STEP = GivenStep(2.0, 1.5, 3.0)
@@ -274,7 +275,7 @@ def test_the_cheapest_is_the_cheapest_of_its_tier_and_every_offer_is_dated_and_o
 def test_cost_is_linear_in_examples_and_epochs(n: int, k: int) -> None:
     fit = verdict(tiny("lora", gpu="a100-sxm-80"))
     asked = {"offers": SHIPPED, "billing": EXACT, "step": STEP}
-    from vramcalc.planning import plan_of
+    from vramcalc.planning.plan import plan_of
 
     once = plan_of(fit, work(examples=n), **asked).cheapest()
     epochs = plan_of(fit, work(examples=n, epochs=float(k)), **asked).cheapest()

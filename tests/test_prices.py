@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 from command import run
 
-from vramcalc import prices, tables
+from vramcalc import tables
 from vramcalc.errors import DataError, InvalidValue, UnknownName
 from vramcalc.inputs import catalog
-from vramcalc.prices import COLUMNS, STALE_DAYS, Offer
+from vramcalc.planning import prices
+from vramcalc.planning.prices import COLUMNS, STALE_DAYS, Offer
 
 SHIPPED = prices.read(prices.shipped_path())
 TODAY = datetime.date(2026, 11, 22)

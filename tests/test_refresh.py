@@ -21,10 +21,11 @@ from command import Ran, process, run
 from gpuhunt._internal.catalog import OFFLINE_PROVIDERS
 from gpuhunt._internal.storage import CATALOG_V2_FIELDS
 
-from vramcalc import prices, tables
+from vramcalc import tables
 from vramcalc.errors import MissingExtra, OutputError, PriceError, UnknownName
 from vramcalc.inputs import catalog
-from vramcalc.refresh import gpu_id_of, refresh
+from vramcalc.planning import prices
+from vramcalc.planning.refresh_prices import gpu_id_of, refresh
 
 VERSION = "20261120-412"
 TODAY = datetime.date(2026, 11, 22)
@@ -408,7 +409,7 @@ def test_a_process_that_is_killed_while_writing_leaves_the_old_table(served: Cat
     script = (
         "import os, signal, datetime\n"
         "os.replace = lambda *names: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "from vramcalc.refresh import refresh\n"
+        "from vramcalc.planning.refresh_prices import refresh\n"
         f"refresh(datetime.date({TODAY.year}, {TODAY.month}, {TODAY.day}))\n"
     )
     killed: Ran = process(python=("-c", script))

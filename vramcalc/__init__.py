@@ -17,17 +17,17 @@ _HOME = {
     "Estimate": "vramcalc.memory.estimate",
     "estimate_grid": "vramcalc.memory.grid",
     "Grid": "vramcalc.memory.grid",
-    "fit": "vramcalc.fitting",
-    "verdict": "vramcalc.verdicts",
-    "Verdict": "vramcalc.verdicts",
-    "max_micro_batch_size": "vramcalc.largest",
-    "max_seq_len": "vramcalc.largest",
-    "plan": "vramcalc.planning",
-    "Plan": "vramcalc.planning",
-    "Workload": "vramcalc.workload",
+    "fit": "vramcalc.planning.fit",
+    "verdict": "vramcalc.planning.verdict",
+    "Verdict": "vramcalc.planning.verdict",
+    "max_micro_batch_size": "vramcalc.planning.largest",
+    "max_seq_len": "vramcalc.planning.largest",
+    "plan": "vramcalc.planning.plan",
+    "Plan": "vramcalc.planning.plan",
+    "Workload": "vramcalc.planning.workload",
     "planning_table": "vramcalc.choices",
-    "OwnRate": "vramcalc.cost",
-    "OwnMachine": "vramcalc.cost",
+    "OwnRate": "vramcalc.planning.cost",
+    "OwnMachine": "vramcalc.planning.cost",
     "step_time": "vramcalc.timing.step_time",
     "StepTime": "vramcalc.timing.step_time",
     "compare_times": "vramcalc.timing.ratio",
@@ -50,10 +50,7 @@ _WITH_PROFILE = {"VramcalcCallback": "vramcalc.profiling.callback"}
 
 if TYPE_CHECKING:
     from vramcalc.choices import planning_table as planning_table
-    from vramcalc.cost import OwnMachine as OwnMachine
-    from vramcalc.cost import OwnRate as OwnRate
     from vramcalc.errors import VramcalcError as VramcalcError
-    from vramcalc.fitting import fit as fit
     from vramcalc.inputs.machine.detect import detect_gpus as detect_gpus
     from vramcalc.inputs.stack import FullFineTuning as FullFineTuning
     from vramcalc.inputs.stack import Gpu as Gpu
@@ -62,24 +59,27 @@ if TYPE_CHECKING:
     from vramcalc.inputs.stack import QLoRA as QLoRA
     from vramcalc.inputs.stack import Stack as Stack
     from vramcalc.inputs.stack import TrainingSpec as TrainingSpec
-    from vramcalc.largest import max_micro_batch_size as max_micro_batch_size
-    from vramcalc.largest import max_seq_len as max_seq_len
     from vramcalc.memory.estimate import Estimate as Estimate
     from vramcalc.memory.estimate import estimate as estimate
     from vramcalc.memory.estimate import estimate_job as estimate_job
     from vramcalc.memory.grid import Grid as Grid
     from vramcalc.memory.grid import estimate_grid as estimate_grid
-    from vramcalc.planning import Plan as Plan
-    from vramcalc.planning import plan as plan
+    from vramcalc.planning.cost import OwnMachine as OwnMachine
+    from vramcalc.planning.cost import OwnRate as OwnRate
+    from vramcalc.planning.fit import fit as fit
+    from vramcalc.planning.largest import max_micro_batch_size as max_micro_batch_size
+    from vramcalc.planning.largest import max_seq_len as max_seq_len
+    from vramcalc.planning.plan import Plan as Plan
+    from vramcalc.planning.plan import plan as plan
+    from vramcalc.planning.verdict import Verdict as Verdict
+    from vramcalc.planning.verdict import verdict as verdict
+    from vramcalc.planning.workload import Workload as Workload
     from vramcalc.profiling.rows import read_profiles as read_profiles
     from vramcalc.timing.flops import step_flops as step_flops
     from vramcalc.timing.ratio import TimeRatio as TimeRatio
     from vramcalc.timing.ratio import compare_times as compare_times
     from vramcalc.timing.step_time import StepTime as StepTime
     from vramcalc.timing.step_time import step_time as step_time
-    from vramcalc.verdicts import Verdict as Verdict
-    from vramcalc.verdicts import verdict as verdict
-    from vramcalc.workload import Workload as Workload
 
 
 def __getattr__(name: str) -> Any:

@@ -7,20 +7,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from vramcalc.cost import Billing, Rate
 from vramcalc.describe import method_line, precision, step_line
 from vramcalc.errors import InvalidValue, Unsupported
-from vramcalc.fitting import METHODS, fit
 from vramcalc.formats import Cell, formatted, significant
 from vramcalc.inputs import catalog
 from vramcalc.inputs.job import Job
 from vramcalc.inputs.stack import Gpu, ModelSpec
-from vramcalc.planning import Plan, fed, plan_of
-from vramcalc.prices import Prices, current
+from vramcalc.planning.cost import Billing, Rate
+from vramcalc.planning.fit import METHODS, fit
+from vramcalc.planning.plan import Plan, fed, plan_of
+from vramcalc.planning.prices import Prices, current
+from vramcalc.planning.verdict import Verdict
+from vramcalc.planning.workload import Workload, schedule
 from vramcalc.progress import track
 from vramcalc.units import GIB
-from vramcalc.verdicts import Verdict
-from vramcalc.workload import Workload, schedule
 
 _DECIMALS = {"peak_gib": 2, "usable_gib": 2, "usd": 2, "usd_low": 2, "usd_high": 2}
 

@@ -17,10 +17,10 @@ from vramcalc import tables
 from vramcalc.errors import DataError
 from vramcalc.interval import Interval
 from vramcalc.memory.estimate import Estimate, estimate
-from vramcalc.planning import Plan, plan_of, step_time_of
-from vramcalc.prices import Offer
-from vramcalc.verdicts import verdict
-from vramcalc.workload import Workload
+from vramcalc.planning.plan import Plan, plan_of, step_time_of
+from vramcalc.planning.prices import Offer
+from vramcalc.planning.verdict import verdict
+from vramcalc.planning.workload import Workload
 
 T = TypeVar("T")
 _UNITS = {"gpu_memory": "GB", "time": "hours", "cost": "USD"}

@@ -12,8 +12,8 @@ from vramcalc.errors import InvalidValue
 from vramcalc.options import flag_of, number, whole_number
 
 if TYPE_CHECKING:
-    from vramcalc.cost import Billing, Rate
-    from vramcalc.workload import Workload
+    from vramcalc.planning.cost import Billing, Rate
+    from vramcalc.planning.workload import Workload
 
 T = TypeVar("T")
 _Command = Callable[..., None]
@@ -90,8 +90,8 @@ def taken_from(options: dict[str, Any], **defaults: Any) -> tuple[Workload, Rate
     Raises:
         InvalidValue: a value that is none, one out of range, or one without those it needs.
     """
-    from vramcalc.cost import Billing
-    from vramcalc.workload import Workload
+    from vramcalc.planning.cost import Billing
+    from vramcalc.planning.workload import Workload
 
     given = dict(defaults)
     for name, (kind, _) in _KINDS.items():
@@ -109,7 +109,7 @@ def _spec(spec: type[T], names: Iterable[str], given: dict[str, Any]) -> T:
 
 
 def _rate(given: dict[str, Any]) -> Rate | None:
-    from vramcalc.cost import OwnMachine, OwnRate
+    from vramcalc.planning.cost import OwnMachine, OwnRate
 
     machine = [n for n in _MACHINE if n in given]
     gpus = {"gpu_count": given["instance_gpus"]} if "instance_gpus" in given else {}

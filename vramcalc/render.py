@@ -18,17 +18,17 @@ from vramcalc.describe import (
     span,
 )
 from vramcalc.plaintext import filled_table, table, warning_parts, wrapped, wrapped_lines
-from vramcalc.remedies import first_that_fits
+from vramcalc.planning.remedies import first_that_fits
+from vramcalc.planning.verdict import SAFE
 from vramcalc.units import gib, human_bytes, percent
-from vramcalc.verdicts import SAFE
 
 if TYPE_CHECKING:
     from vramcalc.inputs.job import Job
     from vramcalc.inputs.stack import Gpu
-    from vramcalc.largest import Largest
     from vramcalc.memory.estimate import Estimate
     from vramcalc.memory.ledger import Row
-    from vramcalc.verdicts import Verdict
+    from vramcalc.planning.largest import Largest
+    from vramcalc.planning.verdict import Verdict
 
 _BAR = 32
 _NO_REMEDY = "a larger GPU or a smaller model"

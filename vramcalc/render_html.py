@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from vramcalc.accuracy import Accuracy, Group
     from vramcalc.memory.estimate import Estimate
     from vramcalc.memory.grid import Grid
-    from vramcalc.verdicts import Verdict
+    from vramcalc.planning.verdict import Verdict
 
 COLOURS = {**GROUPS, CACHE: CACHED}
 _WIDTH, _HEIGHT = 640, 26

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 from vramcalc.describe import method_line, recipe_lines
 from vramcalc.interval import Interval
 from vramcalc.plaintext import filled_table, table, warning_parts, wrapped, wrapped_lines
-from vramcalc.prices import Offer
+from vramcalc.planning.prices import Offer
 from vramcalc.render import verdict_text
 from vramcalc.units import human_hours, usd
 
 if TYPE_CHECKING:
-    from vramcalc.cost import Bill
-    from vramcalc.planning import Plan
-    from vramcalc.refresh import Refreshed
+    from vramcalc.planning.cost import Bill
+    from vramcalc.planning.plan import Plan
+    from vramcalc.planning.refresh_prices import Refreshed
 
 _TITLES = {
     "on_demand": "Cheapest on demand",

@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vramcalc.errors import InvalidValue
-from vramcalc.fitting import METHODS
 from vramcalc.inputs import catalog
 from vramcalc.inputs.presets import PRESETS
 from vramcalc.inputs.stack import Gpu
+from vramcalc.planning.fit import METHODS
+from vramcalc.planning.verdict import Verdict
 from vramcalc.units import parse_bytes
-from vramcalc.verdicts import Verdict
 
 if TYPE_CHECKING:
     from vramcalc.inputs.machine.detect import Detection

@@ -21,11 +21,11 @@ from vramcalc.commands.common import (
     summary_of,
 )
 from vramcalc.errors import InvalidValue
-from vramcalc.fitting import METHODS, CannotRun, fit_or_why
 from vramcalc.memory.estimate import estimate as estimate_of
 from vramcalc.options import noted_settings_of, settings_of, whole_number, with_options
+from vramcalc.planning.fit import METHODS, CannotRun, fit_or_why
+from vramcalc.planning.verdict import Verdict, verdict
 from vramcalc.terminal import painted, print_json, print_note, print_text
-from vramcalc.verdicts import Verdict, verdict
 
 
 @with_options
@@ -106,7 +106,7 @@ def largest(
     More memory is not always reserved for more: the values right above it and the next multiples of 64 are tried, too.
     Without --gpu, on the first GPU of this machine and the memory that is free on it.
     """
-    from vramcalc.largest import max_micro_batch_size, max_seq_len
+    from vramcalc.planning.largest import max_micro_batch_size, max_seq_len
 
     search = {"micro-batch-size": max_micro_batch_size, "seq-len": max_seq_len}.get(of.replace("_", "-"))
     if search is None:

@@ -19,13 +19,13 @@ from vramcalc.commands.common import (
     named_gpu,
 )
 from vramcalc.errors import InvalidValue
-from vramcalc.fitting import METHODS
 from vramcalc.options import noted_settings_of, number, with_options
 from vramcalc.plan_options import taken_from, with_plan_options
+from vramcalc.planning.fit import METHODS
 from vramcalc.terminal import painted, print_json, print_note, print_text
 
 if TYPE_CHECKING:
-    from vramcalc.prices import Offer, Prices
+    from vramcalc.planning.prices import Offer, Prices
 
 Provider = Annotated[str | None, typer.Option(help="Offers of this provider alone.", metavar="<str>")]
 Tier = Annotated[str | None, typer.Option(help="Only on_demand or only spot.", metavar="<str>")]
@@ -50,7 +50,7 @@ def prices(
     """Dated prices of instances, the cheapest first."""
     if context.invoked_subcommand is not None:
         return
-    from vramcalc.prices import select, stale
+    from vramcalc.planning.prices import select, stale
 
     table = _prices(price_table)
     found = select(table.offers, gpu=gpu, provider=provider, tier=tier)
@@ -74,8 +74,8 @@ def refresh(
 
     Of providers that are not fetched the offers stay as they are. What is not whole changes nothing.
     """
+    from vramcalc.planning.refresh_prices import refresh as fetch
     from vramcalc.progress import waiting
-    from vramcalc.refresh import refresh as fetch
 
     with waiting("fetching prices"):
         found = fetch(datetime.date.today(), without=without or ())
@@ -88,13 +88,13 @@ def refresh(
 
 
 def _prices(path: str | None) -> "Prices":
-    from vramcalc.prices import Prices, current, read
+    from vramcalc.planning.prices import Prices, current, read
 
     return Prices(read(path), Path(path)) if path else current()
 
 
 def _offers(table: "Prices", provider: str | None, tier: str | None) -> "list[Offer]":
-    from vramcalc.prices import select
+    from vramcalc.planning.prices import select
 
     return select(table.offers, provider=provider, tier=tier)
 
@@ -129,7 +129,7 @@ def plan(
 
     Without --gpu, on the first GPU of this machine.
     """
-    from vramcalc.planning import plan as plan_of
+    from vramcalc.planning.plan import plan as plan_of
 
     work, rate, billing = taken_from(options)
     table = _prices(price_table)
@@ -182,7 +182,7 @@ def table(
     from vramcalc.choices import planning_table
     from vramcalc.files.writing import write_whole
     from vramcalc.formats import FORMATS
-    from vramcalc.prices import Prices
+    from vramcalc.planning.prices import Prices
 
     if format not in FORMATS:
         raise InvalidValue("--format", format, f"one of {', '.join(FORMATS)}")

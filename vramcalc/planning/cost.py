@@ -15,7 +15,7 @@ from pydantic import Field
 from vramcalc.errors import InvalidValue
 from vramcalc.inputs.base import PositiveCount, Spec
 from vramcalc.interval import Interval
-from vramcalc.prices import Offer
+from vramcalc.planning.prices import Offer
 
 _HOURS_PER_YEAR = 365.25 * 24
 _S_PER_HOUR = 3600

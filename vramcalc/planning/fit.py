@@ -11,7 +11,7 @@ from vramcalc.inputs import catalog
 from vramcalc.inputs.settings import METHOD_CLASSES
 from vramcalc.inputs.stack import Gpu, ModelSpec
 from vramcalc.memory.estimate import Estimate, estimate
-from vramcalc.verdicts import Verdict, verdict
+from vramcalc.planning.verdict import Verdict, verdict
 
 METHODS = tuple(METHOD_CLASSES)
 

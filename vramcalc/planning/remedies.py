@@ -10,9 +10,9 @@ from vramcalc.errors import DoesNotFit, InvalidValue, Unsupported
 from vramcalc.inputs.job import Job
 from vramcalc.inputs.presets import PRESETS, stack_of
 from vramcalc.inputs.stack import OWN_LOSSES, FullFineTuning, LoRA, Method, QLoRA, Stack, TrainingSpec
-from vramcalc.largest import largest_value
 from vramcalc.memory.estimate import Estimate, estimate_job
-from vramcalc.verdicts import Status, Verdict, verdict
+from vramcalc.planning.largest import largest_value
+from vramcalc.planning.verdict import Status, Verdict, verdict
 
 Change = tuple[str, dict[str, Any]]
 """What is done, in words and as fields by name."""

@@ -18,7 +18,7 @@ from vramcalc.memory.estimate import Estimate, estimate_job
 from vramcalc.units import gib
 
 if TYPE_CHECKING:
-    from vramcalc.remedies import Remedy
+    from vramcalc.planning.remedies import Remedy
 
 Status = Literal["fits", "tight", "does not fit"]
 SAFE = 0.95
@@ -63,7 +63,7 @@ class Verdict:
     @cached_property
     def remedies(self) -> tuple[Remedy, ...]:
         """Changes that lower the need, the least intrusive first; worked out by estimating again."""
-        from vramcalc.remedies import remedies
+        from vramcalc.planning.remedies import remedies
 
         return tuple(remedies(self))
 

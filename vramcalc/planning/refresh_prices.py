@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from vramcalc import prices, tables
+from vramcalc import tables
 from vramcalc.errors import MissingExtra, PriceError, UnknownName
-from vramcalc.fetching import Deadline, rows_within, unpacked
 from vramcalc.files.writing import write_whole
-from vramcalc.prices import Offer, Prices
+from vramcalc.planning import prices
+from vramcalc.planning.fetching import Deadline, rows_within, unpacked
+from vramcalc.planning.prices import Offer, Prices
 
 _KEPT = "the old prices stay"
 _NAMES = {"lambdalabs": "lambda"}

@@ -12,8 +12,8 @@ from vramcalc.inputs import catalog
 from vramcalc.inputs.job import Job
 from vramcalc.inputs.stack import Gpu, Method, ModelSpec
 from vramcalc.memory.estimate import Estimate, estimate_job, make_job
+from vramcalc.planning.verdict import Status, Verdict, verdict
 from vramcalc.units import gib
-from vramcalc.verdicts import Status, Verdict, verdict
 
 EITHER: tuple[Status, ...] = ("fits", "tight")
 STEP, LOOKS, NEAR = 64, 8, 4

@@ -9,17 +9,17 @@ from functools import cached_property
 from typing import Any
 
 from vramcalc import display
-from vramcalc.cost import Bill, Billing, Rate, bill, offer_rate
 from vramcalc.errors import InvalidValue
 from vramcalc.inputs import catalog
 from vramcalc.inputs.stack import Gpu
 from vramcalc.interval import Interval
 from vramcalc.memory.estimate import Estimate, estimate
-from vramcalc.prices import TIERS, Offer, current, select, stale
+from vramcalc.planning.cost import Bill, Billing, Rate, bill, offer_rate
+from vramcalc.planning.prices import TIERS, Offer, current, select, stale
+from vramcalc.planning.verdict import Verdict, verdict
+from vramcalc.planning.workload import Schedule, StepTime, Workload, hours_of, schedule
 from vramcalc.timing.ratio import TimeRatio, method_ratios
 from vramcalc.timing.step_time import step_time
-from vramcalc.verdicts import Verdict, verdict
-from vramcalc.workload import Schedule, StepTime, Workload, hours_of, schedule
 
 
 @dataclass(frozen=True)
