@@ -24,8 +24,8 @@ from summary import six_numbers, supported
 ROOT = Path(__file__).resolve().parent.parent
 PART = re.compile(r"(<!-- generated: (?P<name>.*?) -->\n).*?(<!-- end -->)", re.DOTALL)
 FITTED = {
-    "tables/timing.json": "vramcalc.timing_generate",
-    "tables/calibration.json": "vramcalc.calibration_generate",
+    "tables/timing.json": "vramcalc.accuracy.time.generate",
+    "tables/calibration.json": "vramcalc.accuracy.intervals.generate",
 }
 """Written by modules of the library, before the documents that rest on them."""
 CHECKPOINTED = "--gradient-checkpointing non_reentrant"

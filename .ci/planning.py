@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Any
 
-from vramcalc import claims, verdict
 from vramcalc import estimate as estimate_of
+from vramcalc import verdict
+from vramcalc.accuracy import claims
 from vramcalc.describe import common_lines, method_line, precision, step_line
 from vramcalc.formats import formatted
 from vramcalc.inputs import catalog

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from command import run
 
-from vramcalc.accuracy import Accuracy, accuracy
+from vramcalc.accuracy.memory.accuracy import Accuracy, accuracy
+from vramcalc.accuracy.memory.measured_jobs import settings_of
+from vramcalc.accuracy.memory.measurements import COLUMNS, predict, read_measurements
 from vramcalc.errors import DataError
-from vramcalc.measured_jobs import settings_of
-from vramcalc.measurements import COLUMNS, predict, read_measurements
 
 PATH = Path(__file__).resolve().parent.parent / "tables" / "measurements.csv"
 TABLE = read_measurements(PATH)

@@ -22,7 +22,7 @@ ROOT = Path(vramcalc.__file__).parent
 DOOR = {"vramcalc.display"}
 """What may import modules above it, when something is shown."""
 
-INTO_PROFILING = {"vramcalc.agreement", "vramcalc.difference"}
+INTO_PROFILING = {"vramcalc.accuracy.traces.compare", "vramcalc.accuracy.traces.first_difference"}
 """Modules that set an estimate beside a trace of the real libraries, when they run."""
 
 HOMES = {

@@ -18,13 +18,13 @@ from hypothesis import strategies as st
 from profile_rows import MEASURED, row
 
 from vramcalc import estimate, tables
-from vramcalc.calibrating import keep, own_profiles, refit
-from vramcalc.calibration_checks import LEFT_OUT, Coverage, Held, LeftOut, coverage, held_out
-from vramcalc.calibration_families import family_of, folds
-from vramcalc.calibration_fit import fit, merged, profiled
+from vramcalc.accuracy.intervals.families import family_of, folds
+from vramcalc.accuracy.intervals.fit import fit, merged, profiled
+from vramcalc.accuracy.intervals.held_out import LEFT_OUT, Coverage, Held, LeftOut, coverage, held_out
+from vramcalc.accuracy.intervals.own_calibration import keep, own_profiles, refit
+from vramcalc.accuracy.memory.measured_jobs import capacity_bytes
+from vramcalc.accuracy.memory.measurements import predict, read_measurements
 from vramcalc.errors import DataError, InvalidValue
-from vramcalc.measured_jobs import capacity_bytes
-from vramcalc.measurements import predict, read_measurements
 from vramcalc.memory.calibration.calibration import (
     POOLS,
     SEGMENT_BYTES,
@@ -551,7 +551,7 @@ def test_a_write_that_fails_leaves_the_old_file(monkeypatch: pytest.MonkeyPatch)
     def torn(_: Path) -> None:
         raise DataError("torn")
 
-    monkeypatch.setattr("vramcalc.calibrating.read", torn)
+    monkeypatch.setattr("vramcalc.accuracy.intervals.own_calibration.read", torn)
     with pytest.raises(DataError, match="torn"):
         keep(found)
     assert own_path().read_text() == text

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from steps import GivenStep
 
-from vramcalc import claims, estimate, tables
-from vramcalc.claims import NEAR, Claim, answer, memory_recipes, read_claims
+from vramcalc import estimate, tables
+from vramcalc.accuracy import claims
+from vramcalc.accuracy.claims import NEAR, Claim, answer, memory_recipes, read_claims
 from vramcalc.inputs import catalog
 from vramcalc.planning import prices
 

@@ -23,7 +23,7 @@ from matplotlib.image import imread
 from test_laws import METHODS, TINY
 
 from vramcalc import Estimate, Gpu, VramcalcError, estimate, estimate_grid, figures, palette
-from vramcalc.accuracy import Accuracy, accuracy
+from vramcalc.accuracy.memory.accuracy import Accuracy, accuracy
 from vramcalc.describe import CACHE, process_groups
 from vramcalc.errors import InvalidValue, UnknownName
 from vramcalc.figures.costs import front

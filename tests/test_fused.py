@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vramcalc import estimate
+from vramcalc.accuracy.memory.measurements import Row, read_measurements
 from vramcalc.inputs import catalog
-from vramcalc.measurements import Row, read_measurements
 from vramcalc.memory import walks as walk
 
 PATH = Path(__file__).resolve().parent.parent / "tables" / "measurements.csv"

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 from configs import CONFIGS
 
-from vramcalc import Stack, estimate, measured_jobs
+from vramcalc import Stack, estimate
+from vramcalc.accuracy.memory import measured_jobs
+from vramcalc.accuracy.memory.measurements import Row, read_measurements
 from vramcalc.errors import InvalidValue, Unsupported
 from vramcalc.inputs import catalog
 from vramcalc.inputs.hf_config import to_spec
-from vramcalc.measurements import Row, read_measurements
 from vramcalc.memory import walks as walk
 
 PATH = Path(__file__).resolve().parent.parent / "tables" / "measurements.csv"

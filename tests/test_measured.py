@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from vramcalc import estimate, tables
-from vramcalc.measurements import Prediction, predict, read_measurements
+from vramcalc.accuracy.memory.measurements import Prediction, predict, read_measurements
 from vramcalc.memory.estimate import estimate_job
 from vramcalc.memory.unexplained import unexplained_bytes
 from vramcalc.planning.verdict import verdict

@@ -8,7 +8,7 @@ import pytest
 from reference.peft_runs import Run, runs
 
 from vramcalc import estimate
-from vramcalc.lengths import PEFT_METAMATHQA, Buckets
+from vramcalc.accuracy.memory.unpublished_lengths import PEFT_METAMATHQA, Buckets
 from vramcalc.units import MIB
 
 ESTIMATED: dict[str, tuple[str, dict[str, Any]]] = {

@@ -14,8 +14,8 @@ import pytest
 from profile_rows import GIB, H100, MEASURED, OUT_OF_MEMORY, recipe, row
 
 from vramcalc import estimate
+from vramcalc.accuracy.memory.measurements import predict, read_measurements
 from vramcalc.errors import DataError
-from vramcalc.measurements import predict, read_measurements
 from vramcalc.profiling.row_figures import as_measurement, inconsistencies, job_of
 from vramcalc.profiling.rows import ProfileRow, parse, read_profiles, shipped
 from vramcalc.render_profile import profile_text

@@ -10,10 +10,10 @@ import pytest
 from command import run
 
 from vramcalc import tables
+from vramcalc.accuracy.time.accuracy import time_accuracy
+from vramcalc.accuracy.time.published_speeds import COLUMNS, converted, is_published
+from vramcalc.accuracy.time.throughput import measured_step, read_throughput
 from vramcalc.errors import DataError, Unsupported
-from vramcalc.published_speeds import COLUMNS, converted, is_published
-from vramcalc.throughput import measured_step, read_throughput
-from vramcalc.time_accuracy import time_accuracy
 
 KNOWN = {row["case_id"]: row for row in tables.read("throughput")}
 FULL = {

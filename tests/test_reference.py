@@ -9,14 +9,14 @@ from functools import cache
 import pytest
 from reference import covered
 
+from vramcalc.accuracy.traces.accuracy import RESERVED_TOLERANCE, Compared
+from vramcalc.accuracy.traces.table import TracedRow, read_traces
 from vramcalc.inputs import releases
 from vramcalc.inputs.job import Job
 from vramcalc.inputs.releases import RELEASES, Release, minor_release, release_of
 from vramcalc.inputs.torch_releases import TORCH_RELEASES
 from vramcalc.memory.estimate import estimate_job
 from vramcalc.memory.walks import walks_of
-from vramcalc.trace_accuracy import RESERVED_TOLERANCE, Compared
-from vramcalc.trace_grid import TracedRow, read_traces
 
 ROWS = read_traces()
 JOBS = [row.job for row in ROWS]

@@ -27,7 +27,7 @@ from vramcalc import (
     palette,
     verdict,
 )
-from vramcalc.accuracy import Accuracy, Group
+from vramcalc.accuracy.memory.accuracy import Accuracy, Group
 from vramcalc.describe import method_line, process_groups, recipe_lines, shared_recipe_lines
 from vramcalc.errors import InvalidValue, VramcalcError
 from vramcalc.inputs.presets import PRESETS

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from vramcalc import tables
+from vramcalc.accuracy.published_rows import Row
+from vramcalc.accuracy.time.throughput import COLUMNS, measured_step, read_throughput
 from vramcalc.errors import DataError, Unsupported
 from vramcalc.inputs import catalog
-from vramcalc.published_rows import Row
-from vramcalc.throughput import COLUMNS, measured_step, read_throughput
 
 PATH = tables.directory() / "throughput.csv"
 ROWS = read_throughput(PATH)

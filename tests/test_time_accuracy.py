@@ -13,17 +13,17 @@ import pytest
 from command import run
 
 from vramcalc import tables
+from vramcalc.accuracy.time.accuracy import TimeAccuracy, TimeGroup, time_accuracy
+from vramcalc.accuracy.time.fit import Sample, fit, samples
+from vramcalc.accuracy.time.generate import made
+from vramcalc.accuracy.time.intervals import covered, held_out, widening
+from vramcalc.accuracy.time.pairs import pairs
+from vramcalc.accuracy.time.throughput import read_throughput
 from vramcalc.errors import DataError
 from vramcalc.memory.calibration.conformal import quantile
 from vramcalc.render_time_accuracy import time_accuracy_text
-from vramcalc.throughput import read_throughput
-from vramcalc.time_accuracy import TimeAccuracy, TimeGroup, time_accuracy
 from vramcalc.timing.fitted_factors import agree, timing_table
 from vramcalc.timing.roofline import CORNER, KINDS, NOISE
-from vramcalc.timing_fit import Sample, fit, samples
-from vramcalc.timing_generate import made
-from vramcalc.timing_intervals import covered, held_out, widening
-from vramcalc.timing_pairs import pairs
 
 PATH = tables.directory() / "throughput.csv"
 
@@ -123,7 +123,7 @@ def test_a_held_out_prediction_has_not_seen_its_row(rows: list[Sample]) -> None:
 
 def test_the_slopes_are_those_of_the_model(rows: list[Sample]) -> None:
     """Against finite differences, at the fit."""
-    from vramcalc.timing_fit import _Problem
+    from vramcalc.accuracy.time.fit import _Problem
 
     problem = _Problem(rows)
     at = problem.solve(None)
@@ -135,7 +135,7 @@ def test_the_slopes_are_those_of_the_model(rows: list[Sample]) -> None:
 
 
 def test_the_fit_is_where_nothing_pulls(rows: list[Sample]) -> None:
-    from vramcalc.timing_fit import _Problem
+    from vramcalc.accuracy.time.fit import _Problem
 
     problem = _Problem(rows)
     moves, covariance = problem.moves(problem.solve(None))
@@ -144,7 +144,7 @@ def test_the_fit_is_where_nothing_pulls(rows: list[Sample]) -> None:
 
 
 def test_eliminating_the_cells_solves_the_whole_system(rows: list[Sample]) -> None:
-    from vramcalc.timing_fit import _Problem
+    from vramcalc.accuracy.time.fit import _Problem
 
     problem = _Problem(rows)
     second, shared, own, gradient = problem.curvature(problem.prior)

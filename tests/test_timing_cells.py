@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from vramcalc import tables
-from vramcalc.throughput import measured_step, read_throughput
-from vramcalc.timing_cells import cell_of, steps_of
+from vramcalc.accuracy.time.cells import cell_of, steps_of
+from vramcalc.accuracy.time.throughput import measured_step, read_throughput
 
 ROWS = read_throughput(tables.directory() / "throughput.csv")
 BY_ID = {row["case_id"]: row for row in ROWS}

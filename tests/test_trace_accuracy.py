@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 from command import process, run
 
-from vramcalc.agreement import TOLERANCE, compare
+from vramcalc.accuracy.axes import AXES, regime
+from vramcalc.accuracy.traces.accuracy import RESERVED_TOLERANCE, Compared, TraceAccuracy, pull, trace_accuracy
+from vramcalc.accuracy.traces.compare import TOLERANCE, compare
+from vramcalc.accuracy.traces.table import COLUMNS, MODELLED, raw_rows, read_traces
 from vramcalc.errors import DataError, InvalidValue, Unsupported
 from vramcalc.inputs.stack import Stack
 from vramcalc.memory.estimate import estimate_job
-from vramcalc.regimes import AXES, regime
 from vramcalc.render_traces import traces_text
-from vramcalc.trace_accuracy import RESERVED_TOLERANCE, Compared, TraceAccuracy, pull, trace_accuracy
-from vramcalc.trace_grid import COLUMNS, MODELLED, raw_rows, read_traces
 
 ROWS = read_traces()
 GOLDEN = Path(__file__).parent / "reference" / "tiny.txt"

@@ -9,9 +9,10 @@ import pytest
 from command import process, run
 from configs import CONFIGS, write_config
 
-from vramcalc import agreement, estimate
-from vramcalc.agreement import trace_and_estimate
-from vramcalc.difference import first_difference
+from vramcalc import estimate
+from vramcalc.accuracy.traces import compare as agreement
+from vramcalc.accuracy.traces.compare import trace_and_estimate
+from vramcalc.accuracy.traces.first_difference import first_difference
 from vramcalc.inputs.hf_config import to_spec
 from vramcalc.memory.estimate import make_job
 from vramcalc.profiling.trace.result import Trace

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vramcalc.accuracy import Accuracy, Group
+from vramcalc.accuracy.memory.accuracy import Accuracy, Group
 from vramcalc.describe import span
 from vramcalc.memory.calibration.conformal import LEVEL
 from vramcalc.plaintext import counted, table

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from vramcalc.calibrating import Refit
-from vramcalc.calibration_checks import Coverage
+from vramcalc.accuracy.intervals.held_out import Coverage
+from vramcalc.accuracy.intervals.own_calibration import Refit
 from vramcalc.memory.calibration.calibration import Calibration, Tried
 from vramcalc.plaintext import table
 from vramcalc.units import MIB

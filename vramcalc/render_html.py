@@ -16,7 +16,7 @@ from vramcalc.palette import CACHED, GROUPS, VERDICTS
 from vramcalc.units import gib, percent
 
 if TYPE_CHECKING:
-    from vramcalc.accuracy import Accuracy, Group
+    from vramcalc.accuracy.memory.accuracy import Accuracy, Group
     from vramcalc.memory.estimate import Estimate
     from vramcalc.memory.grid import Grid
     from vramcalc.planning.verdict import Verdict

@@ -6,13 +6,13 @@ import textwrap
 from collections import Counter
 from collections.abc import Iterable
 
-from vramcalc.agreement import TOLERANCE, Agreement
+from vramcalc.accuracy.axes import REGIME
+from vramcalc.accuracy.traces.accuracy import RESERVED_TOLERANCE, Compared, TraceAccuracy
+from vramcalc.accuracy.traces.compare import TOLERANCE, Agreement
+from vramcalc.accuracy.traces.first_difference import LiveRow
 from vramcalc.describe import SHORT_DTYPES, method_line
-from vramcalc.difference import LiveRow
 from vramcalc.inputs.releases import minor_release
 from vramcalc.plaintext import counted, table
-from vramcalc.regimes import REGIME
-from vramcalc.trace_accuracy import RESERVED_TOLERANCE, Compared, TraceAccuracy
 
 _WIDTH = 98
 

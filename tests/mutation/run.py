@@ -193,9 +193,9 @@ def _passes(mutant: Mutant | None) -> int:
 
 def _agree() -> Iterator[bool]:
     """Whether each stored trace is met, a spread of them first."""
+    from vramcalc.accuracy.traces.accuracy import Compared
+    from vramcalc.accuracy.traces.table import read_traces
     from vramcalc.memory.estimate import estimate_job
-    from vramcalc.trace_accuracy import Compared
-    from vramcalc.trace_grid import read_traces
 
     rows = sorted(read_traces(), key=lambda row: row.job.model.num_hidden_layers)
     spread = rows[:: max(1, len(rows) // QUICK_ROWS)]

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import combinations, product
 from typing import get_args
 
-from vramcalc import regimes
+from vramcalc.accuracy import axes as regimes
+from vramcalc.accuracy.traces.table import read_traces
 from vramcalc.inputs.job import Job
 from vramcalc.inputs.stack import OWN_LOSSES, Checkpointing, LoRA, LossKind, ModelType, OptimizerName
-from vramcalc.trace_grid import read_traces
 
 Pair = tuple[tuple[str, object], tuple[str, object]]
 Axes = dict[str, tuple[tuple[object, ...], Callable[[Job], object]]]

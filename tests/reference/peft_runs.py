@@ -13,10 +13,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from vramcalc.accuracy.memory.unpublished_lengths import PEFT_METAMATHQA
 from vramcalc.inputs import catalog
 from vramcalc.inputs.presets import stack_of
 from vramcalc.inputs.stack import FullFineTuning, TrainingSpec
-from vramcalc.lengths import PEFT_METAMATHQA
 from vramcalc.units import MIB
 
 PATH = Path(__file__).with_name("peft_runs.csv")

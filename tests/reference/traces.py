@@ -23,11 +23,11 @@ if version("transformers").startswith("4."):
     sys.modules["torchao"] = None  # type: ignore[assignment]
 
 import vramcalc.profiling.trace.trace  # noqa: F401 - so that no row is charged with the time this takes
-from vramcalc.agreement import compare, other_release
+from vramcalc.accuracy.traces.compare import compare, other_release
+from vramcalc.accuracy.traces.table import COLUMNS, MODELLED, job_of, path, raw_rows
 from vramcalc.errors import VramcalcError
 from vramcalc.memory.estimate import estimate_job
 from vramcalc.tables import Row
-from vramcalc.trace_grid import COLUMNS, MODELLED, job_of, path, raw_rows
 
 
 def traced(row: Row) -> tuple[Row, str]:

@@ -29,7 +29,7 @@ def calibrate(
     if show or left_out:
         _shown(left_out, as_json)
         return
-    from vramcalc.calibrating import keep, own_profiles, refit
+    from vramcalc.accuracy.intervals.own_calibration import keep, own_profiles, refit
     from vramcalc.render_calibration import refit_text
 
     found = refit(own_profiles(profiles))
@@ -52,7 +52,7 @@ def calibrate(
 
 
 def _shown(left_out: bool, as_json: bool) -> None:
-    from vramcalc.calibration_checks import LEFT_OUT, coverage, held_out
+    from vramcalc.accuracy.intervals.held_out import LEFT_OUT, coverage, held_out
     from vramcalc.memory.calibration.conformal import LEVEL
     from vramcalc.memory.calibration.file import current
     from vramcalc.render_calibration import calibration_text, coverage_text

@@ -132,7 +132,7 @@ def trace(
     **options: Any,
 ) -> None:
     """Run the real libraries on fake tensors, and compare the estimate with them (extra 'profile')."""
-    from vramcalc.agreement import trace_and_estimate
+    from vramcalc.accuracy.traces.compare import trace_and_estimate
 
     device, n_layers = named_gpu(gpu, gpu_memory), None if layers is None else whole_number("--layers", layers)
     asked = {"gpu": device, "stack": stack, "layers": n_layers, **settings_of(options)}

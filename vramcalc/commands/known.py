@@ -55,7 +55,7 @@ def accuracy(
     if time:
         _time_accuracy(file, rows, as_json)
         return
-    from vramcalc import accuracy as measured
+    from vramcalc.accuracy.memory import accuracy as measured
     from vramcalc.render_accuracy import accuracy_text
 
     found = measured.accuracy(file)
@@ -66,8 +66,8 @@ def accuracy(
 
 
 def _time_accuracy(file: str, rows: bool, as_json: bool) -> None:
+    from vramcalc.accuracy.time.accuracy import time_accuracy
     from vramcalc.render_time_accuracy import time_accuracy_text
-    from vramcalc.time_accuracy import time_accuracy
 
     found = time_accuracy(file)
     if as_json:
@@ -77,8 +77,8 @@ def _time_accuracy(file: str, rows: bool, as_json: bool) -> None:
 
 
 def _traces(limit: str | None, *, stored: bool, rows: bool, as_json: bool) -> None:
+    from vramcalc.accuracy.traces.accuracy import trace_accuracy
     from vramcalc.render_traces import traces_text
-    from vramcalc.trace_accuracy import trace_accuracy
 
     limit_s = None if limit is None else whole_number("--limit-s", limit)
     found = trace_accuracy(live=not stored, limit_s=limit_s)

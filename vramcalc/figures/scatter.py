@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from vramcalc.accuracy.memory.measurements import quantity_of
 from vramcalc.errors import InvalidValue
 from vramcalc.figures.canvas import decades, drawing, in_gib, ink, to_gib, whole
-from vramcalc.measurements import quantity_of
 from vramcalc.palette import GREY, METHODS
 
 if TYPE_CHECKING:
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    from vramcalc.accuracy import Accuracy
-    from vramcalc.measurements import Prediction
+    from vramcalc.accuracy.memory.accuracy import Accuracy
+    from vramcalc.accuracy.memory.measurements import Prediction
 
 _MARKERS = {"blocks": ("o", "allocated"), "reserved": ("s", "reserved"), "process": ("^", "process or device")}
 """Of quantities, and their names."""

@@ -1,4 +1,4 @@
-"""The fitted timing model as it ships: ``tables/timing.json``, which ``vramcalc.timing_generate`` writes."""
+"""The fitted timing model as it ships: ``tables/timing.json``, which ``vramcalc.accuracy.time.generate`` writes."""
 
 from __future__ import annotations
 
@@ -92,12 +92,12 @@ class TimingTable:
                 Checked(**data["checked"]),
             )
         except (ValueError, KeyError, TypeError, RecursionError) as err:
-            expected = "expected what 'python -m vramcalc.timing_generate' writes"
+            expected = "expected what 'python -m vramcalc.accuracy.time.generate' writes"
             raise DataError(f"{where}: {err!r}: {expected}") from err
         known = made.coefficients
         size = len(KINDS) + len(known.products)
         if list(known.factors) != list(KINDS) or [len(row) for row in known.covariance] != [size] * size:
-            raise DataError(f"{where} is of another version; run 'python -m vramcalc.timing_generate'")
+            raise DataError(f"{where} is of another version; run 'python -m vramcalc.accuracy.time.generate'")
         return made
 
 
@@ -122,7 +122,7 @@ def timing_table() -> TimingTable:
     try:
         text = read_text(path)
     except (OSError, UnicodeDecodeError) as err:
-        raise DataError(f"{path} cannot be read: {err}; run 'python -m vramcalc.timing_generate'") from err
+        raise DataError(f"{path} cannot be read: {err}; run 'python -m vramcalc.accuracy.time.generate'") from err
     return TimingTable.from_json(text, str(path))
 
 

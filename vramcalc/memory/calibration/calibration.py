@@ -132,7 +132,7 @@ class Calibration:
         contexts: fitted, by GPU generation.
         tried: terms that were put to the test.
         stretch: what is added to errors on either side for jobs of a family that no recipe is of, by pool, or pool and
-            regime; see :mod:`vramcalc.calibration_families`.
+            regime; see :mod:`vramcalc.accuracy.intervals.families`.
         note: which calibration it is, where it is not the shipped one, or why it is.
     """
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
+from vramcalc.accuracy.published_rows import Row
+from vramcalc.accuracy.time.throughput import MeasuredStep, measured_step
 from vramcalc.errors import Unsupported
 from vramcalc.inputs import catalog
-from vramcalc.published_rows import Row
-from vramcalc.throughput import MeasuredStep, measured_step
 from vramcalc.timing.roofline import KINDS, Coefficients, Prediction, least_seconds, predict, rates
 
 Cell = tuple[str, ...]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vramcalc import display
-from vramcalc.difference import LiveRow, first_difference
+from vramcalc.accuracy.traces.first_difference import LiveRow, first_difference
 from vramcalc.errors import InvalidValue, MissingExtra, Unsupported
 from vramcalc.inputs.job import Job
 from vramcalc.inputs.releases import minor_release

@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from vramcalc import tables
+from vramcalc.accuracy.memory.unpublished_lengths import PEFT_METAMATHQA
+from vramcalc.accuracy.published_rows import DTYPES, Reason, Row, adapters_known, adapters_of, require
 from vramcalc.errors import DoesNotFit, VramcalcError
 from vramcalc.inputs import catalog
 from vramcalc.inputs.release_dates import UNKNOWN
 from vramcalc.inputs.releases import BITSANDBYTES_CHECKED, PEFT_CHECKED, minor_release, release_of
-from vramcalc.lengths import PEFT_METAMATHQA
 from vramcalc.memory.estimate import Estimate
 from vramcalc.memory.snapshots import snapshots
-from vramcalc.published_rows import DTYPES, Reason, Row, adapters_known, adapters_of, require
 from vramcalc.units import MIB
 
 _OPTIMIZERS = {

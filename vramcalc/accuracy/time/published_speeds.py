@@ -1,4 +1,4 @@
-"""Speeds in the words of their sources, as rows of :mod:`vramcalc.throughput`.
+"""Speeds in the words of their sources, as rows of :mod:`vramcalc.accuracy.time.throughput`.
 
 Collections of published speeds say less than a prediction needs: no modules that have adapters, no optimizer, no loss.
 What such a file does not say stays empty, and a row that is short of it has that as its reason; a row that
@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vramcalc.published_rows import Row
+from vramcalc.accuracy.published_rows import Row
 
 COLUMNS = (
     "case_id", "source_repo_or_paper", "source_path_or_table", "source_commit_or_version", "model_id", "method", "rank",

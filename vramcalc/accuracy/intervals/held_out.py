@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from vramcalc.calibration_families import family_of, stretches
-from vramcalc.calibration_fit import fit
+from vramcalc.accuracy.intervals.families import family_of, stretches
+from vramcalc.accuracy.intervals.fit import fit
 from vramcalc.memory.calibration.calibration import UNSPLIT, Calibration, Pool, Recipe, interval_around
 from vramcalc.memory.calibration.conformal import LEVEL
 

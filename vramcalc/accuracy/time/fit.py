@@ -20,10 +20,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from vramcalc.accuracy.published_rows import Row
+from vramcalc.accuracy.time.cells import Cell, cell_of, steps_of
+from vramcalc.accuracy.time.throughput import MeasuredStep
 from vramcalc.errors import DataError, Unsupported
 from vramcalc.inputs import catalog
-from vramcalc.published_rows import Row
-from vramcalc.throughput import MeasuredStep
 from vramcalc.timing.roofline import (
     CELL_SPREAD,
     CORNER,
@@ -36,7 +37,6 @@ from vramcalc.timing.roofline import (
     least_seconds,
     rates,
 )
-from vramcalc.timing_cells import Cell, cell_of, steps_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -12,13 +12,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from vramcalc.agreement import TOLERANCE, compare, other_release
+from vramcalc.accuracy.axes import AXES, regime
+from vramcalc.accuracy.traces.compare import TOLERANCE, compare, other_release
+from vramcalc.accuracy.traces.table import MODELLED, TracedRow, read_traces
 from vramcalc.display import track
 from vramcalc.errors import InvalidValue
 from vramcalc.inputs.job import Job
 from vramcalc.memory.estimate import estimate_job
-from vramcalc.regimes import AXES, regime
-from vramcalc.trace_grid import MODELLED, TracedRow, read_traces
 
 RESERVED_TOLERANCE = 5e-3
 """Of the reserved peak, relative."""
@@ -222,7 +222,7 @@ def trace_accuracy(
     """Predict every row of a table of traces.
 
     Args:
-        file: as for :func:`vramcalc.trace_grid.read_traces`.
+        file: as for :func:`vramcalc.accuracy.traces.table.read_traces`.
         live: trace the rows again, those whose recipe is that of the installed libraries.
         limit_s: only so many rows of every kind, see :func:`pull`. [s]
 

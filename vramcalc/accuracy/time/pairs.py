@@ -13,9 +13,9 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from vramcalc.accuracy.time.intervals import HeldOut
 from vramcalc.memory.calibration.conformal import quantile
 from vramcalc.timing.roofline import ratio_sigma
-from vramcalc.timing_intervals import HeldOut
 
 METHODS = ("full", "lora", "qlora", "qlora (GPTQ)")
 

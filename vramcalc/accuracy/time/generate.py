@@ -1,6 +1,6 @@
 """Fit the timing model to ``tables/throughput.csv`` and write ``tables/timing.json``; ``--check`` only compares.
 
-Run as ``python -m vramcalc.timing_generate``.
+Run as ``python -m vramcalc.accuracy.time.generate``.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 
 from vramcalc import tables
+from vramcalc.accuracy.time.fit import Sample, fit, samples
+from vramcalc.accuracy.time.intervals import LEFT_OUT, HeldOut, held_out, widening, widening_by_fold
+from vramcalc.accuracy.time.pairs import pairs, widening_of_ratios
+from vramcalc.accuracy.time.throughput import read_throughput
 from vramcalc.memory.calibration.conformal import quantile
-from vramcalc.throughput import read_throughput
 from vramcalc.timing.fitted_factors import Checked, Spreads, TimingTable, agree, timing_table
-from vramcalc.timing_fit import Sample, fit, samples
-from vramcalc.timing_intervals import LEFT_OUT, HeldOut, held_out, widening, widening_by_fold
-from vramcalc.timing_pairs import pairs, widening_of_ratios
 
 _RUN = (
     "source", "gpu", "model", "method", "rank", "targets", "quant", "kernels", "attention", "checkpointing",
@@ -86,7 +86,7 @@ def main() -> int:
         return 0
     if agree(table, timing_table()):
         return 0
-    remedy = "run 'python -m vramcalc.timing_generate' and commit the result"
+    remedy = "run 'python -m vramcalc.accuracy.time.generate' and commit the result"
     print(f"tables/timing.json is stale: {remedy}", file=sys.stderr)
     return 1
 

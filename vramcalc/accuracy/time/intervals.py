@@ -18,9 +18,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from vramcalc.accuracy.time.fit import Sample, fit, gpu_rates
 from vramcalc.memory.calibration.conformal import quantile
 from vramcalc.timing.roofline import KINDS, Coefficients, Prediction, own_factors, predict
-from vramcalc.timing_fit import Sample, fit, gpu_rates
 
 LeftOut = Literal["model", "source", "GPU"]
 LEFT_OUT: tuple[LeftOut, ...] = ("model", "source", "GPU")

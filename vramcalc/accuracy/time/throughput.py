@@ -16,12 +16,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from vramcalc import published_speeds, tables
+from vramcalc import tables
+from vramcalc.accuracy.memory.unpublished_lengths import PEFT_METAMATHQA
+from vramcalc.accuracy.published_rows import DTYPES, Reason, Row, adapters_known, adapters_of, require
+from vramcalc.accuracy.time import published_speeds
 from vramcalc.errors import DataError, Unsupported
 from vramcalc.inputs import catalog
 from vramcalc.inputs.stack import FullFineTuning, LoRA, Method, QLoRA, Stack, TrainingSpec
-from vramcalc.lengths import PEFT_METAMATHQA
-from vramcalc.published_rows import DTYPES, Reason, Row, adapters_known, adapters_of, require
 from vramcalc.timing import matrices
 from vramcalc.timing.flops import Tokens, seen
 from vramcalc.timing.matrices import Matrices
@@ -96,7 +97,7 @@ class MeasuredStep:
 
 
 def read_throughput(path: str | Path) -> Sequence[Row]:
-    """Rows of a file in the schema, or in that of :mod:`vramcalc.published_speeds`, which is converted.
+    """Rows of a file in the schema, or in that of :mod:`vramcalc.accuracy.time.published_speeds`, which is converted.
 
     Raises:
         DataError: no such file, not CSV text, columns are missing, or a row holds what its column does not allow; the

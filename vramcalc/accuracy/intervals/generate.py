@@ -1,6 +1,6 @@
 """Make ``tables/calibration.json`` of the published measurements and shipped profiles; ``--check`` only compares.
 
-Run as ``python -m vramcalc.calibration_generate``.
+Run as ``python -m vramcalc.accuracy.intervals.generate``.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 
 from vramcalc import tables
-from vramcalc.calibration_fit import fit, merged, profiled, published
+from vramcalc.accuracy.intervals.fit import fit, merged, profiled, published
 from vramcalc.memory.calibration.file import shipped_path, to_json
 from vramcalc.profiling import rows as profiles
 
@@ -28,7 +28,7 @@ def main() -> int:
     if path.exists() and path.read_text(encoding="utf-8") == text:
         return 0
     print(
-        "tables/calibration.json is stale: run 'python -m vramcalc.calibration_generate' and commit the result",
+        "tables/calibration.json is stale: run 'python -m vramcalc.accuracy.intervals.generate' and commit the result",
         file=sys.stderr,
     )
     return 1

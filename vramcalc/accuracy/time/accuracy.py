@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from vramcalc import tables
-from vramcalc.published_rows import Row
-from vramcalc.residuals import residuals
-from vramcalc.throughput import MeasuredStep, read_throughput
-from vramcalc.timing_cells import steps_of
-from vramcalc.timing_fit import sample
-from vramcalc.timing_intervals import HeldOut, LeftOut, covered, held_out
-from vramcalc.timing_pairs import Pair, covered_ratios, pairs
+from vramcalc.accuracy.published_rows import Row
+from vramcalc.accuracy.residuals import residuals
+from vramcalc.accuracy.time.cells import steps_of
+from vramcalc.accuracy.time.fit import sample
+from vramcalc.accuracy.time.intervals import HeldOut, LeftOut, covered, held_out
+from vramcalc.accuracy.time.pairs import Pair, covered_ratios, pairs
+from vramcalc.accuracy.time.throughput import MeasuredStep, read_throughput
 
 LEFT_OUT: tuple[LeftOut, ...] = ("model", "source")
 
@@ -30,7 +30,7 @@ class TimeGroup:
         left_out: what the fit had not seen of each row: its model, or its source.
         gpu: id, or ``all``.
         method: ``full``, ``lora``, ``qlora``, with the kind of four-bit weights where it is not bitsandbytes'.
-        count: rows; it and the next five are those of :class:`vramcalc.residuals.Residuals`.
+        count: rows; it and the next five are those of :class:`vramcalc.accuracy.residuals.Residuals`.
         coverage: share of the rows whose 90 % interval holds the measured duration.
         width: mean of upper end over prediction, less one.
     """
@@ -146,7 +146,7 @@ def time_accuracy(path: str | Path) -> TimeAccuracy:
     The fits learn from the shipped rows and those of the file.
 
     Args:
-        path: in the schema of :mod:`vramcalc.throughput`.
+        path: in the schema of :mod:`vramcalc.accuracy.time.throughput`.
 
     Raises:
         DataError: the file cannot be read.

@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from vramcalc import tables
+from vramcalc.accuracy.memory.measured_jobs import measured, reserved_on_its_gpu, settings_of
+from vramcalc.accuracy.published_rows import Reason, Row
 from vramcalc.errors import DataError, VramcalcError, shown
 from vramcalc.inputs.job import Job
 from vramcalc.inputs.stack import Gpu
 from vramcalc.interval import Interval
-from vramcalc.measured_jobs import measured, reserved_on_its_gpu, settings_of
 from vramcalc.memory.calibration.file import current
 from vramcalc.memory.calibration.similarity import recipe_id
 from vramcalc.memory.estimate import Estimate, estimate
-from vramcalc.published_rows import Reason, Row
 
 COLUMNS = (
     "case_id", "model", "n_layers_override", "method", "rank", "targets", "modules_to_save", "lora_dropout",

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vramcalc import display
-from vramcalc.measured_jobs import TRAINERS, capacity_bytes
-from vramcalc.measurements import Prediction, predict, read_measurements
-from vramcalc.published_rows import Row
-from vramcalc.residuals import residuals
+from vramcalc.accuracy.memory.measured_jobs import TRAINERS, capacity_bytes
+from vramcalc.accuracy.memory.measurements import Prediction, predict, read_measurements
+from vramcalc.accuracy.published_rows import Row
+from vramcalc.accuracy.residuals import residuals
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,7 +31,7 @@ class Group:
         stack: trainer family.
         method: ``full``, ``lora``, ``qlora``.
         metric: what was measured.
-        count: rows; it and the next five are those of :class:`vramcalc.residuals.Residuals`.
+        count: rows; it and the next five are those of :class:`vramcalc.accuracy.residuals.Residuals`.
         covered: share of the rows within their 90 % intervals, made without runs of their recipes.
         width: mean of the intervals from end to end, over what is predicted.
     """
@@ -102,7 +102,7 @@ def accuracy(path: str | Path) -> Accuracy:
     """Predict every row of a file that can be predicted.
 
     Args:
-        path: in the schema of :mod:`vramcalc.measurements`.
+        path: in the schema of :mod:`vramcalc.accuracy.memory.measurements`.
 
     Raises:
         DataError: the file cannot be read.

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vramcalc import tables
-from vramcalc.calibration_families import stretches
+from vramcalc.accuracy.intervals.families import stretches
+from vramcalc.accuracy.memory.measurements import predict, quantity_of, read_measurements
 from vramcalc.inputs.job import Job
 from vramcalc.inputs.stack import Gpu
-from vramcalc.measurements import predict, quantity_of, read_measurements
 from vramcalc.memory.calibration.calibration import POOLS, UNSPLIT, Calibration, ContextTerm, Pool, Recipe, Tried
 from vramcalc.memory.calibration.conformal import quantile
 from vramcalc.memory.calibration.similarity import likeness, recipe_id

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vramcalc.calibration_checks import Coverage, Held, coverage, held, score
-from vramcalc.calibration_fit import fit, merged, profiled
+from vramcalc.accuracy.intervals.fit import fit, merged, profiled
+from vramcalc.accuracy.intervals.held_out import Coverage, Held, coverage, held, score
 from vramcalc.errors import DataError
 from vramcalc.files.folders import data_folder
 from vramcalc.files.reading import read_bytes

@@ -1,0 +1,1 @@
+"""Predicted against measured, and what is fitted from it."""

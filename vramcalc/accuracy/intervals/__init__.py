@@ -1,0 +1,1 @@
+"""The calibration of intervals: fitted, and checked on runs left out."""

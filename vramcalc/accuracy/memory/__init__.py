@@ -1,0 +1,1 @@
+"""Predictions of memory against published measurements."""

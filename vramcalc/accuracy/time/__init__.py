@@ -1,0 +1,1 @@
+"""Predictions of step times against published speeds; the factors fitted to them."""

@@ -1,0 +1,1 @@
+"""Predictions against traces of the real libraries."""
