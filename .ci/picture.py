@@ -12,10 +12,10 @@ from html import escape
 from itertools import pairwise
 
 from vramcalc import estimate as estimate_of
-from vramcalc.describe import method_line
 from vramcalc.memory.estimate import Estimate
 from vramcalc.memory.timeline import Timeline
-from vramcalc.palette import GROUPS
+from vramcalc.show.palette import GROUPS
+from vramcalc.show.words import method_line
 from vramcalc.units import GIB, gib
 
 WIDTH, HEIGHT = 840, 400

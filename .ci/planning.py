@@ -15,15 +15,15 @@ from typing import Any
 from vramcalc import estimate as estimate_of
 from vramcalc import verdict
 from vramcalc.accuracy import claims
-from vramcalc.describe import common_lines, method_line, precision, step_line
-from vramcalc.formats import formatted
 from vramcalc.inputs import catalog
 from vramcalc.memory.estimate import Estimate
 from vramcalc.planning import prices
 from vramcalc.planning.plan import Plan, plan_of, step_time_of
 from vramcalc.planning.prices import Offer
 from vramcalc.planning.workload import Workload
-from vramcalc.render_plan import time_text
+from vramcalc.show.formats import formatted
+from vramcalc.show.text.plans import time_text
+from vramcalc.show.words import common_lines, method_line, precision, step_line
 from vramcalc.units import GIB, usd
 
 MODELS = (

@@ -32,12 +32,12 @@ HOMES = {
     "gpuhunt": {"vramcalc.planning.refresh_prices"},
     "huggingface_hub": {"vramcalc.inputs.hub"},
     "liger_kernel": {"vramcalc.profiling"},
-    "matplotlib": {"vramcalc.figures"},
+    "matplotlib": {"vramcalc.show.figures"},
     "peft": {"vramcalc.profiling"},
     "platformdirs": {"vramcalc.files.folders"},
     "pynvml": {"vramcalc.inputs.machine.detect", "vramcalc.inputs.machine.device_use"},
-    "rich": {"vramcalc.progress"},
-    "tabulate": {"vramcalc.plaintext", "vramcalc.formats"},
+    "rich": {"vramcalc.show.progress"},
+    "tabulate": {"vramcalc.show.plaintext", "vramcalc.show.formats"},
     "torch": {"vramcalc.profiling"},
     "torchao": {"vramcalc.profiling"},
     "transformers": {"vramcalc.profiling"},
@@ -58,8 +58,8 @@ HINTED = {"matplotlib"}
 """Libraries whose types may stand in signatures elsewhere."""
 
 AT_THE_TOP = {
-    "matplotlib": {"vramcalc.figures.picture"},
-    "numpy": {"vramcalc.figures.curves", "vramcalc.memory.grid", "vramcalc.shadow.depth.counts"},
+    "matplotlib": {"vramcalc.show.figures.picture"},
+    "numpy": {"vramcalc.show.figures.curves", "vramcalc.memory.grid", "vramcalc.shadow.depth.counts"},
     "pydantic": {
         "vramcalc.inputs.base",
         "vramcalc.inputs.gpu",
@@ -70,7 +70,7 @@ AT_THE_TOP = {
         "vramcalc.profiling.rows",
         "vramcalc.planning.workload",
     },
-    "tabulate": {"vramcalc.plaintext"},
+    "tabulate": {"vramcalc.show.plaintext"},
     "yaml": {"vramcalc.profiling.campaign_yaml"},
 }
 """Libraries that cost start-up time: the modules that may import them when they are imported themselves."""

@@ -22,14 +22,14 @@ from hypothesis import strategies as st
 from steps import GivenStep
 
 from vramcalc import fit
-from vramcalc.choices import COLUMNS, Choices, planning_table
 from vramcalc.errors import InvalidValue, OutputError, UnknownName, Unsupported
 from vramcalc.files.writing import write_whole
-from vramcalc.formats import FORMATS, formatted, significant
 from vramcalc.planning import plan as planning
 from vramcalc.planning import prices
 from vramcalc.planning.prices import Prices
 from vramcalc.planning.workload import Workload
+from vramcalc.show.formats import FORMATS, formatted, significant
+from vramcalc.show.planning_table import COLUMNS, Choices, planning_table
 from vramcalc.units import GIB
 
 SHIPPED = Prices(prices.read(prices.shipped_path()), prices.shipped_path())

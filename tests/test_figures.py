@@ -22,13 +22,14 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from test_laws import METHODS, TINY
 
-from vramcalc import Estimate, Gpu, VramcalcError, estimate, estimate_grid, figures, palette
+from vramcalc import Estimate, Gpu, VramcalcError, estimate, estimate_grid
 from vramcalc.accuracy.memory.accuracy import Accuracy, accuracy
-from vramcalc.describe import CACHE, process_groups
 from vramcalc.errors import InvalidValue, UnknownName
-from vramcalc.figures.costs import front
-from vramcalc.figures.stacks import labels_of
 from vramcalc.memory.ledger import GROUPS
+from vramcalc.show import figures, palette
+from vramcalc.show.figures.costs import front
+from vramcalc.show.figures.stacks import labels_of
+from vramcalc.show.words import CACHE, process_groups
 from vramcalc.tables import directory
 from vramcalc.units import GIB
 

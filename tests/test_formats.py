@@ -10,7 +10,7 @@ import pytest
 from command import run
 from configs import CONFIGS, write_config
 
-from vramcalc.formats import FORMATS, Cell, formatted
+from vramcalc.show.formats import FORMATS, Cell, formatted
 
 
 def first_cell(value: Cell, format: str = "csv") -> str:  # noqa: A002

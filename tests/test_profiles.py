@@ -18,7 +18,7 @@ from vramcalc.accuracy.memory.measurements import predict, read_measurements
 from vramcalc.errors import DataError
 from vramcalc.profiling.row_figures import as_measurement, inconsistencies, job_of
 from vramcalc.profiling.rows import ProfileRow, parse, read_profiles, shipped
-from vramcalc.render_profile import profile_text
+from vramcalc.show.text.profiles import profile_text
 
 TABLE = Path(__file__).resolve().parent.parent / "tables" / "measurements.csv"
 FULL = {"method": "full", "seq_lens": [32, 64], "stack": "peft-loop"}

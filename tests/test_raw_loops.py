@@ -8,9 +8,9 @@ import pytest
 from small import TINY, tiny
 
 from vramcalc import estimate
-from vramcalc.describe import recipe_lines
 from vramcalc.errors import Unsupported
 from vramcalc.memory.calibration.similarity import kernel, likeness, recipe_id
+from vramcalc.show.words import recipe_lines
 
 LOOPS: tuple[dict[str, Any], ...] = (
     {"passes_attention_mask": False},

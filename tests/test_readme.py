@@ -20,7 +20,7 @@ from vramcalc.cli import app
 from vramcalc.inputs.presets import PRESETS
 from vramcalc.profiling.rows import shipped
 from vramcalc.profiling.run_campaign import Summary
-from vramcalc.render_profile import summary_dict
+from vramcalc.show.text.profiles import summary_dict
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "vramcalc"

@@ -15,27 +15,17 @@ from command import run
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from vramcalc import (
-    Estimate,
-    Gpu,
-    ModelSpec,
-    Verdict,
-    estimate,
-    estimate_grid,
-    fit,
-    max_micro_batch_size,
-    palette,
-    verdict,
-)
+from vramcalc import Estimate, Gpu, ModelSpec, Verdict, estimate, estimate_grid, fit, max_micro_batch_size, verdict
 from vramcalc.accuracy.memory.accuracy import Accuracy, Group
-from vramcalc.describe import method_line, process_groups, recipe_lines, shared_recipe_lines
 from vramcalc.errors import InvalidValue, VramcalcError
 from vramcalc.inputs.presets import PRESETS
 from vramcalc.inputs.stack import QLoRA, Stack, TrainingSpec
 from vramcalc.memory.ledger import GROUPS
-from vramcalc.plaintext import table
-from vramcalc.render import estimate_text, fit_text
-from vramcalc.render_html import COLOURS, estimate_html
+from vramcalc.show import palette
+from vramcalc.show.html import COLOURS, estimate_html
+from vramcalc.show.plaintext import table
+from vramcalc.show.text.estimates import estimate_text, fit_text
+from vramcalc.show.words import method_line, process_groups, recipe_lines, shared_recipe_lines
 from vramcalc.units import GIB, KIB, MIB, gib, human_bytes, parse_bytes, percent, round_up
 
 MODEL = ModelSpec(

@@ -21,7 +21,7 @@ from vramcalc.accuracy.time.pairs import pairs
 from vramcalc.accuracy.time.throughput import read_throughput
 from vramcalc.errors import DataError
 from vramcalc.memory.calibration.conformal import quantile
-from vramcalc.render_time_accuracy import time_accuracy_text
+from vramcalc.show.text.time_accuracy import time_accuracy_text
 from vramcalc.timing.fitted_factors import agree, timing_table
 from vramcalc.timing.roofline import CORNER, KINDS, NOISE
 

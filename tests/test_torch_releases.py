@@ -8,7 +8,6 @@ import pytest
 from configs import CONFIGS
 from small import TINY
 
-from vramcalc.describe import common_lines
 from vramcalc.errors import InvalidValue, Unsupported
 from vramcalc.inputs.hf_config import to_spec
 from vramcalc.inputs.stack import Stack
@@ -16,6 +15,7 @@ from vramcalc.inputs.torch_releases import TORCH_RELEASES, Capability, checked_t
 from vramcalc.memory.calibration.similarity import kernel, likeness, recipe_id
 from vramcalc.memory.estimate import estimate, make_job
 from vramcalc.shadow.engine.kernels import choose_sdpa_kernel
+from vramcalc.show.words import common_lines
 
 PLAIN: dict[str, Any] = {"dtype": "bfloat16", "masked": False, "grouped": False, "head_dim": 128}
 

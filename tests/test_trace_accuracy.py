@@ -19,7 +19,7 @@ from vramcalc.accuracy.traces.table import COLUMNS, MODELLED, raw_rows, read_tra
 from vramcalc.errors import DataError, InvalidValue, Unsupported
 from vramcalc.inputs.stack import Stack
 from vramcalc.memory.estimate import estimate_job
-from vramcalc.render_traces import traces_text
+from vramcalc.show.text.traces import traces_text
 
 ROWS = read_traces()
 GOLDEN = Path(__file__).parent / "reference" / "tiny.txt"

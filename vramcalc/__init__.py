@@ -25,7 +25,7 @@ _HOME = {
     "plan": "vramcalc.planning.plan",
     "Plan": "vramcalc.planning.plan",
     "Workload": "vramcalc.planning.workload",
-    "planning_table": "vramcalc.choices",
+    "planning_table": "vramcalc.show.planning_table",
     "OwnRate": "vramcalc.planning.cost",
     "OwnMachine": "vramcalc.planning.cost",
     "step_time": "vramcalc.timing.step_time",
@@ -49,7 +49,6 @@ _WITH_PROFILE = {"VramcalcCallback": "vramcalc.profiling.callback"}
 """Names that need the extra ``profile``; ``from vramcalc import *`` leaves them out."""
 
 if TYPE_CHECKING:
-    from vramcalc.choices import planning_table as planning_table
     from vramcalc.errors import VramcalcError as VramcalcError
     from vramcalc.inputs.machine.detect import detect_gpus as detect_gpus
     from vramcalc.inputs.stack import FullFineTuning as FullFineTuning
@@ -75,6 +74,7 @@ if TYPE_CHECKING:
     from vramcalc.planning.verdict import verdict as verdict
     from vramcalc.planning.workload import Workload as Workload
     from vramcalc.profiling.rows import read_profiles as read_profiles
+    from vramcalc.show.planning_table import planning_table as planning_table
     from vramcalc.timing.flops import step_flops as step_flops
     from vramcalc.timing.ratio import TimeRatio as TimeRatio
     from vramcalc.timing.ratio import compare_times as compare_times

@@ -1,6 +1,6 @@
 """How results show themselves, as text, HTML or a picture: the one place that knows of the renderings above it.
 
-A result asks by the name of its class; :data:`vramcalc.renderings.RENDERINGS` says which function answers.
+A result asks by the name of its class; :data:`vramcalc.show.renderings.RENDERINGS` says which function answers.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ def figure(result: object, **options: Any) -> Figure:
 
 def track(items: Iterable[T], what: str, total: int) -> Iterator[T]:
     """The items, with a bar on stderr while somebody watches."""
-    from vramcalc.progress import track as tracked
+    from vramcalc.show.progress import track as tracked
 
     return tracked(items, what, total)
 
 
 def _shown(result: object, form: Form, options: dict[str, Any]) -> Any:
     # The one import upwards, made when something is shown.
-    from vramcalc.renderings import RENDERINGS
+    from vramcalc.show.renderings import RENDERINGS
 
     module, _, name = RENDERINGS[type(result).__name__, form].partition(":")
     return getattr(import_module(module), name)(result, **options)

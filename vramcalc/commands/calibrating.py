@@ -30,7 +30,7 @@ def calibrate(
         _shown(left_out, as_json)
         return
     from vramcalc.accuracy.intervals.own_calibration import keep, own_profiles, refit
-    from vramcalc.render_calibration import refit_text
+    from vramcalc.show.text.calibration import refit_text
 
     found = refit(own_profiles(profiles))
     if not dry_run:
@@ -55,7 +55,7 @@ def _shown(left_out: bool, as_json: bool) -> None:
     from vramcalc.accuracy.intervals.held_out import LEFT_OUT, coverage, held_out
     from vramcalc.memory.calibration.conformal import LEVEL
     from vramcalc.memory.calibration.file import current
-    from vramcalc.render_calibration import calibration_text, coverage_text
+    from vramcalc.show.text.calibration import calibration_text, coverage_text
 
     found = current()
     if not left_out:

@@ -53,8 +53,8 @@ def fit(
             [{**summary_of(v), **v.to_dict(remedies=False)} if isinstance(v, Verdict) else v.to_dict() for v in found]
         )
     else:
-        from vramcalc.plaintext import wrapped_lines
-        from vramcalc.render import fit_text
+        from vramcalc.show.plaintext import wrapped_lines
+        from vramcalc.show.text.estimates import fit_text
 
         print_text(painted(fit_text(verdicts)))
         refused = [f"{r.method} on {r.gpu.gpu_id} {r.status}: {r.reason}" for r in found if isinstance(r, CannotRun)]

@@ -14,7 +14,7 @@ def gpus(
     as_json: Json = False, known: Annotated[bool, typer.Option("--known", help="Only the table.")] = False
 ) -> None:
     """GPUs of this machine, and those that can be named."""
-    from vramcalc.listings import detection_dict, gpus_text, known_gpus
+    from vramcalc.show.text.listings import detection_dict, gpus_text, known_gpus
 
     detection = None if known else detection_here()
     if as_json:
@@ -25,7 +25,7 @@ def gpus(
 
 def models(as_json: Json = False) -> None:
     """Models in the table, and the families any other may be of."""
-    from vramcalc.listings import known_models, models_text
+    from vramcalc.show.text.listings import known_models, models_text
 
     if as_json:
         print_json(known_models())
@@ -56,7 +56,7 @@ def accuracy(
         _time_accuracy(file, rows, as_json)
         return
     from vramcalc.accuracy.memory import accuracy as measured
-    from vramcalc.render_accuracy import accuracy_text
+    from vramcalc.show.text.accuracy import accuracy_text
 
     found = measured.accuracy(file)
     if as_json:
@@ -67,7 +67,7 @@ def accuracy(
 
 def _time_accuracy(file: str, rows: bool, as_json: bool) -> None:
     from vramcalc.accuracy.time.accuracy import time_accuracy
-    from vramcalc.render_time_accuracy import time_accuracy_text
+    from vramcalc.show.text.time_accuracy import time_accuracy_text
 
     found = time_accuracy(file)
     if as_json:
@@ -78,7 +78,7 @@ def _time_accuracy(file: str, rows: bool, as_json: bool) -> None:
 
 def _traces(limit: str | None, *, stored: bool, rows: bool, as_json: bool) -> None:
     from vramcalc.accuracy.traces.accuracy import trace_accuracy
-    from vramcalc.render_traces import traces_text
+    from vramcalc.show.text.traces import traces_text
 
     limit_s = None if limit is None else whole_number("--limit-s", limit)
     found = trace_accuracy(live=not stored, limit_s=limit_s)

@@ -8,7 +8,7 @@ import typer
 from vramcalc.commands.common import Json, Method, Model, StackName, exit_with, known_method
 from vramcalc.errors import InvalidValue
 from vramcalc.options import number, settings_of, whole_number, with_options
-from vramcalc.progress import Bar
+from vramcalc.show.progress import Bar
 from vramcalc.terminal import print_json, print_text
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def profile(
     if as_json:
         print_json(row.model_dump(mode="json", by_alias=True))
     else:
-        from vramcalc.render_profile import profile_text
+        from vramcalc.show.text.profiles import profile_text
 
         print_text(profile_text(row, rows.path))
     exit_with(row.outcome == "measured")
@@ -80,7 +80,7 @@ def campaign(
     """
     from vramcalc.profiling.campaign import find, read_campaign
     from vramcalc.profiling.run_campaign import Rows, default_output, run
-    from vramcalc.render_profile import jobs_text, summary_dict, summary_text
+    from vramcalc.show.text.profiles import jobs_text, summary_dict, summary_text
 
     path, limit = find(file), None if minutes is None else _minutes(minutes)
     if dry_run:
@@ -103,7 +103,7 @@ def _job_dict(planned: Any) -> dict[str, Any]:
 
 
 def _last(progress: "Progress") -> str:
-    from vramcalc.render_profile import row_line
+    from vramcalc.show.text.profiles import row_line
 
     return row_line(progress.row) if progress.row else ""
 

@@ -58,7 +58,7 @@ def prices(
     if as_json:
         print_json({"path": str(table.path), "warnings": warnings, "offers": [o.to_dict() for o in found]})
     else:
-        from vramcalc.render_plan import offers_text
+        from vramcalc.show.text.plans import offers_text
 
         print_text(offers_text(found, warnings))
 
@@ -75,14 +75,14 @@ def refresh(
     Of providers that are not fetched the offers stay as they are. What is not whole changes nothing.
     """
     from vramcalc.planning.refresh_prices import refresh as fetch
-    from vramcalc.progress import waiting
+    from vramcalc.show.progress import waiting
 
     with waiting("fetching prices"):
         found = fetch(datetime.date.today(), without=without or ())
     if as_json:
         print_json({**vars(found), "prices": str(found.prices.path)})
         return
-    from vramcalc.render_plan import refreshed_text
+    from vramcalc.show.text.plans import refreshed_text
 
     print_text(refreshed_text(found))
 
@@ -179,10 +179,10 @@ def table(
     **options: Any,
 ) -> None:
     """A table for a planning document: a row per model, method and GPU."""
-    from vramcalc.choices import planning_table
     from vramcalc.files.writing import write_whole
-    from vramcalc.formats import FORMATS
     from vramcalc.planning.prices import Prices
+    from vramcalc.show.formats import FORMATS
+    from vramcalc.show.planning_table import planning_table
 
     if format not in FORMATS:
         raise InvalidValue("--format", format, f"one of {', '.join(FORMATS)}")

@@ -230,7 +230,7 @@ class Estimate:
         return display.text(self)
 
     def plot(self, ax: Axes | None = None) -> Figure:
-        """Memory through the step by group, the peak marked; see :func:`vramcalc.figures.timeline`."""
+        """Memory through the step by group, the peak marked; see :func:`vramcalc.show.figures.timeline`."""
         return display.figure(self, ax=ax)
 
     def _repr_html_(self) -> str:

@@ -68,7 +68,7 @@ class Grid:
         return tuple(name for name in sorted(values, key=lambda n: -values[n]) if values[name] > 1)
 
     def plot(self, gpu: str | Gpu | None = None, along: str | None = None, ax: Axes | None = None) -> Figure:
-        """Peaks along one axis with their intervals, and the line of a GPU; see :func:`vramcalc.figures.grid`."""
+        """Peaks along one axis with their intervals, and the line of a GPU; see :func:`vramcalc.show.figures.grid`."""
         low, high = self.bounds(gpu)
         return display.figure(self, gpu=gpu, along=along, low_bytes=low, high_bytes=high, ax=ax)
 

@@ -91,7 +91,7 @@ class Accuracy:
         return found
 
     def plot(self) -> Figure:
-        """Predicted against measured, and the errors; see :func:`vramcalc.figures.accuracy`."""
+        """Predicted against measured, and the errors; see :func:`vramcalc.show.figures.accuracy`."""
         return display.figure(self)
 
     def _repr_html_(self) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vramcalc.accuracy.memory.accuracy import Accuracy, Group
-from vramcalc.describe import span
 from vramcalc.memory.calibration.conformal import LEVEL
-from vramcalc.plaintext import counted, table
+from vramcalc.show.plaintext import counted, table
+from vramcalc.show.words import span
 from vramcalc.units import gib
 
 

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vramcalc.describe import method_line
 from vramcalc.errors import InvalidValue
-from vramcalc.figures.canvas import drawing, in_gib, ink, limit_label, to_gib, whole
 from vramcalc.inputs import catalog
 from vramcalc.inputs.stack import Gpu
 from vramcalc.memory.calibration.file import current
-from vramcalc.palette import BLUE
+from vramcalc.show.figures.canvas import drawing, in_gib, ink, limit_label, to_gib, whole
+from vramcalc.show.palette import BLUE
+from vramcalc.show.words import method_line
 from vramcalc.units import GIB
 
 if TYPE_CHECKING:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from vramcalc.describe import method_line, recipe_lines
 from vramcalc.interval import Interval
-from vramcalc.plaintext import filled_table, table, warning_parts, wrapped, wrapped_lines
 from vramcalc.planning.prices import Offer
-from vramcalc.render import verdict_text
+from vramcalc.show.plaintext import filled_table, table, warning_parts, wrapped, wrapped_lines
+from vramcalc.show.text.estimates import verdict_text
+from vramcalc.show.words import method_line, recipe_lines
 from vramcalc.units import human_hours, usd
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from vramcalc.describe import method_line
-from vramcalc.figures.canvas import drawing, in_gib, ink, limit_label, to_gib, whole
-from vramcalc.palette import GROUPS
+from vramcalc.show.figures.canvas import drawing, in_gib, ink, limit_label, to_gib, whole
+from vramcalc.show.palette import GROUPS
+from vramcalc.show.words import method_line
 from vramcalc.units import gib
 
 if TYPE_CHECKING:

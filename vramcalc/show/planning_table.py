@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from vramcalc.describe import method_line, precision, step_line
 from vramcalc.errors import InvalidValue, Unsupported
-from vramcalc.formats import Cell, formatted, significant
 from vramcalc.inputs import catalog
 from vramcalc.inputs.job import Job
 from vramcalc.inputs.stack import Gpu, ModelSpec
@@ -19,7 +17,9 @@ from vramcalc.planning.plan import Plan, fed, plan_of
 from vramcalc.planning.prices import Prices, current
 from vramcalc.planning.verdict import Verdict
 from vramcalc.planning.workload import Workload, schedule
-from vramcalc.progress import track
+from vramcalc.show.formats import Cell, formatted, significant
+from vramcalc.show.progress import track
+from vramcalc.show.words import method_line, precision, step_line
 from vramcalc.units import GIB
 
 _DECIMALS = {"peak_gib": 2, "usable_gib": 2, "usd": 2, "usd_low": 2, "usd_high": 2}

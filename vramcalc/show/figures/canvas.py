@@ -35,7 +35,7 @@ def drawing(ax: Axes | None, width: float = 9.0, height: float = 4.5, columns: i
     try:
         from matplotlib import style
 
-        from vramcalc.figures.picture import STYLE, Picture
+        from vramcalc.show.figures.picture import STYLE, Picture
     except ImportError as err:
         raise MissingExtra("notebook", "pictures are drawn with matplotlib", ["matplotlib"]) from err
     figure = Picture(figsize=(width, height))
@@ -76,6 +76,6 @@ def to_gib(n_bytes: float) -> float:
 
 def limit_label(gpu: Gpu, room_bytes: int, without: str = "") -> str:
     """``"rtx-4090: 23.99 GiB usable"``."""
-    from vramcalc.describe import room
+    from vramcalc.show.words import room
 
     return f"{gpu.gpu_id}: {gib(room_bytes)} {room(gpu)}{without}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vramcalc.accuracy.time.accuracy import PairGroup, TimeAccuracy, TimedRow, TimeGroup
-from vramcalc.plaintext import counted, table
+from vramcalc.show.plaintext import counted, table
 
 _HEADERS = ("GPU", "method", "rows", "MAPE", "median", "bias", "worst", "covered", "width", "worst row")
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from vramcalc.accuracy.intervals.held_out import Coverage
 from vramcalc.accuracy.intervals.own_calibration import Refit
 from vramcalc.memory.calibration.calibration import Calibration, Tried
-from vramcalc.plaintext import table
+from vramcalc.show.plaintext import table
 from vramcalc.units import MIB
 
 _HEADERS = ("left out", "quantity", "method", "attention", "figures", "recipes", "covered", "width", "5 % under")

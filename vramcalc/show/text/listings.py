@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from vramcalc import tables
 from vramcalc.errors import Unsupported
 from vramcalc.inputs import catalog
-from vramcalc.plaintext import table
+from vramcalc.show.plaintext import table
 from vramcalc.units import MIB, gib
 
 if TYPE_CHECKING:

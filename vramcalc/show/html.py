@@ -11,8 +11,8 @@ from collections.abc import Collection, Iterable, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from vramcalc.describe import CACHE, ends, interval_notes, method_line, process_groups, recipe_lines, room, span
-from vramcalc.palette import CACHED, GROUPS, VERDICTS
+from vramcalc.show.palette import CACHED, GROUPS, VERDICTS
+from vramcalc.show.words import CACHE, ends, interval_notes, method_line, process_groups, recipe_lines, room, span
 from vramcalc.units import gib, percent
 
 if TYPE_CHECKING:

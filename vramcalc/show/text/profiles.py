@@ -6,15 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vramcalc.describe import SHORT_DTYPES, method_line, recipe_lines
 from vramcalc.errors import VramcalcError
 from vramcalc.inputs.job import Job
 from vramcalc.memory.estimate import estimate_job
-from vramcalc.plaintext import table, wrapped, wrapped_lines
 from vramcalc.profiling.campaign import Campaign
 from vramcalc.profiling.row_figures import FirstStep, as_measurement, inconsistencies, job_of
 from vramcalc.profiling.rows import Peaks, ProfileRow, Recipe
 from vramcalc.profiling.run_campaign import Summary
+from vramcalc.show.plaintext import table, wrapped, wrapped_lines
+from vramcalc.show.words import SHORT_DTYPES, method_line, recipe_lines
 from vramcalc.units import gib
 
 _OUTCOMES = {"measured": "measured", "out_of_memory": "out of memory", "failed": "failed"}

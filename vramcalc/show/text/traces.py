@@ -10,9 +10,9 @@ from vramcalc.accuracy.axes import REGIME
 from vramcalc.accuracy.traces.accuracy import RESERVED_TOLERANCE, Compared, TraceAccuracy
 from vramcalc.accuracy.traces.compare import TOLERANCE, Agreement
 from vramcalc.accuracy.traces.first_difference import LiveRow
-from vramcalc.describe import SHORT_DTYPES, method_line
 from vramcalc.inputs.releases import minor_release
-from vramcalc.plaintext import counted, table
+from vramcalc.show.plaintext import counted, table
+from vramcalc.show.words import SHORT_DTYPES, method_line
 
 _WIDTH = 98
 

@@ -6,7 +6,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from vramcalc.describe import (
+from vramcalc.planning.remedies import first_that_fits
+from vramcalc.planning.verdict import SAFE
+from vramcalc.show.plaintext import filled_table, table, warning_parts, wrapped, wrapped_lines
+from vramcalc.show.words import (
     SHORT_DTYPES,
     calibration_notes,
     ends,
@@ -17,9 +20,6 @@ from vramcalc.describe import (
     shared_recipe_lines,
     span,
 )
-from vramcalc.plaintext import filled_table, table, warning_parts, wrapped, wrapped_lines
-from vramcalc.planning.remedies import first_that_fits
-from vramcalc.planning.verdict import SAFE
 from vramcalc.units import gib, human_bytes, percent
 
 if TYPE_CHECKING:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from vramcalc.describe import CACHE, method_line, process_groups
 from vramcalc.errors import InvalidValue
-from vramcalc.figures.canvas import drawing, in_gib, ink, limit_label, to_gib, whole
-from vramcalc.palette import CACHED, GROUPS
+from vramcalc.show.figures.canvas import drawing, in_gib, ink, limit_label, to_gib, whole
+from vramcalc.show.palette import CACHED, GROUPS
+from vramcalc.show.words import CACHE, method_line, process_groups
 from vramcalc.units import gib
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from vramcalc.accuracy.memory.measurements import quantity_of
 from vramcalc.errors import InvalidValue
-from vramcalc.figures.canvas import decades, drawing, in_gib, ink, to_gib, whole
-from vramcalc.palette import GREY, METHODS
+from vramcalc.show.figures.canvas import decades, drawing, in_gib, ink, to_gib, whole
+from vramcalc.show.palette import GREY, METHODS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

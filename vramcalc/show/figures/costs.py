@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from vramcalc.errors import InvalidValue
-from vramcalc.figures.canvas import decades, drawing, ink, whole
-from vramcalc.palette import BLUE, GREY
+from vramcalc.show.figures.canvas import decades, drawing, ink, whole
+from vramcalc.show.palette import BLUE, GREY
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
