@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
-from vramcalc import cli
+from vramcalc.cli import main as cli
 
 
 @dataclass(frozen=True)

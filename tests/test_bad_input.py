@@ -19,7 +19,7 @@ import pytest
 from configs import CONFIGS, write_config
 
 import vramcalc
-from vramcalc import cli
+from vramcalc.cli import main as cli
 from vramcalc.errors import (
     BadConfig,
     DataError,

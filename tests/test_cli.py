@@ -17,10 +17,10 @@ from configs import CONFIGS, write_config
 
 import vramcalc
 from vramcalc import estimate
+from vramcalc.cli.terminal import painted
 from vramcalc.inputs import catalog
 from vramcalc.inputs.stack import FullFineTuning, LoRA, QLoRA, Stack, TrainingSpec
 from vramcalc.planning.fit import METHODS
-from vramcalc.terminal import painted
 from vramcalc.units import GIB
 
 COMMANDS = ("fit", "estimate", "max")

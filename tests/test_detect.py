@@ -27,7 +27,7 @@ from nvml.stub import (
 )
 
 from vramcalc import tables
-from vramcalc.commands.common import COMMON_GPUS
+from vramcalc.cli.common import COMMON_GPUS
 from vramcalc.inputs.machine.detect import _generation
 
 NOT_SUPPORTED, NO_PERMISSION, DRIVER_NOT_LOADED, LOST, RESET, MISMATCH, UNKNOWN = 3, 4, 9, 15, 16, 18, 999
@@ -419,7 +419,7 @@ def test_a_library_that_cannot_be_loaded_is_no_driver(nvml: Library, tmp_path: P
 
 
 def test_without_pynvml_the_line_names_the_package(nvml: Library) -> None:
-    program = "import sys; sys.modules['pynvml'] = None; from vramcalc.cli import main; main()"
+    program = "import sys; sys.modules['pynvml'] = None; from vramcalc.cli.main import main; main()"
     done = nvml.run(EIGHT_H100, "-c", program, *FIT[2:], "--method", "lora")
     assert done.returncode == 0
     assert "without nvidia-ml-py; install it" in done.stderr

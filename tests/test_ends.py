@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from command import process, run
 
-from vramcalc.bugs import STATUS, TRACEBACK
+from vramcalc.cli.bugs import STATUS, TRACEBACK
+from vramcalc.cli.terminal import painted
 from vramcalc.errors import DataError, DoesNotFit
-from vramcalc.terminal import painted
 
 ESTIMATE = ("estimate", "qwen2.5-0.5b", "--seq-len=64")
 
@@ -26,7 +26,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, err: BaseException) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise err
 
-    monkeypatch.setattr("vramcalc.commands.jobs.estimate_of", fail)
+    monkeypatch.setattr("vramcalc.cli.jobs.estimate_of", fail)
 
 
 @pytest.mark.parametrize(

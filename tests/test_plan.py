@@ -17,10 +17,10 @@ from steps import GivenStep
 from test_laws import TINY, tiny
 
 from vramcalc import verdict
+from vramcalc.cli.plan_options import DEFAULTS
 from vramcalc.errors import InvalidValue, UnknownName, VramcalcError
 from vramcalc.inputs.stack import TrainingSpec
 from vramcalc.interval import Interval
-from vramcalc.plan_options import DEFAULTS
 from vramcalc.planning import prices
 from vramcalc.planning.cost import Billing, OwnMachine, OwnRate, Rate, bill, offer_rate
 from vramcalc.planning.plan import Plan, plan

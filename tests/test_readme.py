@@ -16,7 +16,7 @@ from profile_rows import row
 from test_laws import tiny
 
 from vramcalc import verdict
-from vramcalc.cli import app
+from vramcalc.cli.main import app
 from vramcalc.inputs.presets import PRESETS
 from vramcalc.profiling.rows import shipped
 from vramcalc.profiling.run_campaign import Summary

@@ -14,11 +14,11 @@ def main() -> None:
     gc.disable()
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     try:
-        from vramcalc.cli import main as run
+        from vramcalc.cli.main import main as run
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as err:
-        from vramcalc.bugs import end_with
+        from vramcalc.cli.bugs import end_with
 
         end_with(err)
     run()

@@ -4,10 +4,10 @@ from typing import Annotated
 
 import typer
 
-from vramcalc.commands.common import Json, detection_here, exit_with
+from vramcalc.cli.common import Json, detection_here, exit_with
+from vramcalc.cli.options import whole_number
+from vramcalc.cli.terminal import print_json, print_text
 from vramcalc.errors import InvalidValue
-from vramcalc.options import whole_number
-from vramcalc.terminal import print_json, print_text
 
 
 def gpus(

@@ -10,10 +10,14 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from vramcalc.bugs import end_with
-from vramcalc.commands import calibrating, jobs, known, measuring, money
+from vramcalc.cli import accuracy_and_lists as known
+from vramcalc.cli import calibrate as calibrating
+from vramcalc.cli import jobs
+from vramcalc.cli import measure as measuring
+from vramcalc.cli import plans as money
+from vramcalc.cli.bugs import end_with
+from vramcalc.cli.terminal import print_error, print_text
 from vramcalc.errors import DoesNotFit, VramcalcError
-from vramcalc.terminal import print_error, print_text
 from vramcalc.version import __version__
 
 app = typer.Typer(

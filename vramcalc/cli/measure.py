@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vramcalc.commands.common import Json, Method, Model, StackName, exit_with, known_method
+from vramcalc.cli.common import Json, Method, Model, StackName, exit_with, known_method
+from vramcalc.cli.options import number, settings_of, whole_number, with_options
+from vramcalc.cli.terminal import print_json, print_text
 from vramcalc.errors import InvalidValue
-from vramcalc.options import number, settings_of, whole_number, with_options
 from vramcalc.show.progress import Bar
-from vramcalc.terminal import print_json, print_text
 
 if TYPE_CHECKING:
     from vramcalc.profiling.run_campaign import Progress

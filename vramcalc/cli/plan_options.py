@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from vramcalc.cli.options import flag_of, number, whole_number
 from vramcalc.errors import InvalidValue
-from vramcalc.options import flag_of, number, whole_number
 
 if TYPE_CHECKING:
     from vramcalc.planning.cost import Billing, Rate

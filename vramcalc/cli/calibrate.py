@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from vramcalc.commands.common import Json
-from vramcalc.terminal import print_json, print_text
+from vramcalc.cli.common import Json
+from vramcalc.cli.terminal import print_json, print_text
 
 
 def calibrate(

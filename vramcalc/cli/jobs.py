@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vramcalc.commands.common import (
+from vramcalc.cli.common import (
     GpuMemory,
     GpuName,
     GpuNames,
@@ -20,12 +20,12 @@ from vramcalc.commands.common import (
     named_gpu,
     summary_of,
 )
+from vramcalc.cli.options import noted_settings_of, settings_of, whole_number, with_options
+from vramcalc.cli.terminal import painted, print_json, print_note, print_text
 from vramcalc.errors import InvalidValue
 from vramcalc.memory.estimate import estimate as estimate_of
-from vramcalc.options import noted_settings_of, settings_of, whole_number, with_options
 from vramcalc.planning.fit import METHODS, CannotRun, fit_or_why
 from vramcalc.planning.verdict import Verdict, verdict
-from vramcalc.terminal import painted, print_json, print_note, print_text
 
 
 @with_options

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vramcalc.commands.common import (
+from vramcalc.cli.common import (
     GpuMemory,
     GpuName,
     Json,
@@ -18,11 +18,11 @@ from vramcalc.commands.common import (
     known_method,
     named_gpu,
 )
+from vramcalc.cli.options import noted_settings_of, number, with_options
+from vramcalc.cli.plan_options import taken_from, with_plan_options
+from vramcalc.cli.terminal import painted, print_json, print_note, print_text
 from vramcalc.errors import InvalidValue
-from vramcalc.options import noted_settings_of, number, with_options
-from vramcalc.plan_options import taken_from, with_plan_options
 from vramcalc.planning.fit import METHODS
-from vramcalc.terminal import painted, print_json, print_note, print_text
 
 if TYPE_CHECKING:
     from vramcalc.planning.prices import Offer, Prices
