@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vramcalc.inputs.alloc_conf import AllocatorSettings
 from vramcalc.shadow.allocator.blocks import UNIT, Block
@@ -20,7 +20,7 @@ class Replay:
         peak_reserved_bytes: highest sum of segments.
         end_reserved_bytes: segments at the end.
         retries: times everything unused was given back.
-        unsplit_bytes: of blocks in use at the end of loading, what they have beyond what was asked for.
+        unsplit_bytes: of blocks in use where peaks count from, what they have beyond what was asked for.
     """
 
     peak_allocated_bytes: int
@@ -105,7 +105,7 @@ def replay(
     """
     run = _Run(sizes, settings)
     stops = sorted({start, *empty_at, len(events)})
-    at = 0
+    at = unsplit = 0
     for stop in stops:
         run.events(events[at:stop])
         at = stop
@@ -113,7 +113,8 @@ def replay(
             run.allocator.empty_cache()
         if stop == start:
             run.allocator.reset_peaks()
-    return run.result()
+            unsplit = run.unsplit_bytes()
+    return replace(run.result(), unsplit_bytes=unsplit)
 
 
 def replay_steps(
