@@ -24,8 +24,7 @@ from steps import GivenStep
 from vramcalc import fit
 from vramcalc.errors import InvalidValue, OutputError, UnknownName, Unsupported
 from vramcalc.files.writing import write_whole
-from vramcalc.planning import plan as planning
-from vramcalc.planning import prices
+from vramcalc.planning import plan, prices
 from vramcalc.planning.prices import Prices
 from vramcalc.planning.workload import Workload
 from vramcalc.show.formats import FORMATS, formatted, significant
@@ -47,7 +46,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def a_second_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps of a known time, so that what is tested is the table."""
-    monkeypatch.setattr(planning, "step_time_of", lambda found: GivenStep(1.0, 0.8, 1.3))
+    monkeypatch.setattr(plan, "step_time_of", lambda found: GivenStep(1.0, 0.8, 1.3))
 
 
 def made(**changes: Any) -> Choices:
@@ -196,7 +195,7 @@ def test_without_a_step_time_there_are_no_hours_and_a_note_says_why(monkeypatch:
     def unknown(*_: object) -> None:
         raise Unsupported("nobody knows")
 
-    monkeypatch.setattr(planning, "step_time_of", unknown)
+    monkeypatch.setattr(plan, "step_time_of", unknown)
     found = made()
     assert {row.hours for row in found.rows} == {None}
     assert any("nobody knows" in note for note in found.notes)

@@ -62,10 +62,8 @@ def test_an_unknown_gpu_is_an_error_that_names_it(nvml: Library) -> None:
 
 
 def test_a_job_that_would_run_on_a_gpu_knows_it_without_its_uuid(nvml: Library, tmp_path: Path) -> None:
-    script = (
-        "from vramcalc.profiling.in_a_process import place\np = place('cuda'); print(p.gpu.to_json(), p.uuid, p.driver)"
-    )
-    script = script.replace("to_json", "model_dump_json")
+    script = "from vramcalc.profiling.in_a_process import place\np = place('cuda')\n"
+    script += "print(p.gpu.model_dump_json(), p.uuid, p.driver)"
     done = nvml.run(machine(gpu(H100, 0), gpu(H100, 1)), "-c", script, CUDA_VISIBLE_DEVICES="1")
     assert done.returncode == 0, done.stderr
     told, uuid, driver = done.stdout.rsplit(maxsplit=2)

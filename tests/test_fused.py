@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from vramcalc import estimate
 from vramcalc.accuracy.memory.measurements import Row, read_measurements
 from vramcalc.inputs import catalog
-from vramcalc.memory import walks as walk
+from vramcalc.memory import walks
 
 PATH = Path(__file__).resolve().parent.parent / "tables" / "measurements.csv"
 MODELS = ("mistralai/Mistral-7B-v0.1", "meta-llama/Meta-Llama-3-8B")
@@ -180,7 +180,7 @@ def test_repeated_layers_stand_for_all_of_them(
     """Gradients that are added to in place pass through every layer."""
 
     def totals() -> tuple[int, int, int]:
-        walk.walks_of.cache_clear()
+        walks.walks_of.cache_clear()
         adapters = {} if method == "full" else {"target_modules": ATTENTION, "lora_dropout": 0.1}
         recipe = {**FUSED, **adapters, "autocast": "bfloat16", "loss": "fused_linear"}
         found = estimate(model, method, **recipe, seq_len=349, gradient_checkpointing=checkpointing)
@@ -188,7 +188,7 @@ def test_repeated_layers_stand_for_all_of_them(
 
     model = catalog.model("llama-3.2-1b").replace(num_hidden_layers=7, intermediate_size=512)
     repeated = totals()
-    monkeypatch.setattr(walk, "WALKED_LAYERS", ())
+    monkeypatch.setattr(walks, "WALKED_LAYERS", ())
     assert totals() == repeated
 
 

@@ -14,7 +14,7 @@ from vramcalc.accuracy.memory.measurements import Row, read_measurements
 from vramcalc.errors import InvalidValue, Unsupported
 from vramcalc.inputs import catalog
 from vramcalc.inputs.hf_config import to_spec
-from vramcalc.memory import walks as walk
+from vramcalc.memory import walks
 
 PATH = Path(__file__).resolve().parent.parent / "tables" / "measurements.csv"
 TINY = to_spec(CONFIGS["granite"], "granite")
@@ -91,13 +91,13 @@ def test_repeated_layers_stand_for_all_of_them(checkpointing: str, monkeypatch: 
     """The first layer is given bfloat16, those after it float32."""
 
     def totals() -> tuple[int, int, int]:
-        walk.walks_of.cache_clear()
+        walks.walks_of.cache_clear()
         found = estimate(model, "qlora", **CAST, gradient_checkpointing=checkpointing)
         return found.allocated_bytes, found.block_bytes, found.reserved_bytes
 
     model = catalog.model("llama-3.2-1b").replace(num_hidden_layers=8, intermediate_size=512)
     repeated = totals()
-    monkeypatch.setattr(walk, "WALKED_LAYERS", ())
+    monkeypatch.setattr(walks, "WALKED_LAYERS", ())
     assert totals() == repeated
 
 

@@ -10,7 +10,7 @@ from command import process, run
 from configs import CONFIGS, write_config
 
 from vramcalc import estimate
-from vramcalc.accuracy.traces import compare as agreement
+from vramcalc.accuracy.traces import compare
 from vramcalc.accuracy.traces.compare import trace_and_estimate
 from vramcalc.accuracy.traces.first_difference import first_difference
 from vramcalc.inputs.hf_config import to_spec
@@ -145,7 +145,7 @@ def test_a_difference_is_told_and_ends_with_one(tiny: Path, monkeypatch: pytest.
     """A trace of another job, as if the libraries did something that the estimate does not know."""
     kept, _ = make_job(to_spec(CONFIGS["llama"], "llama"), "lora", seq_len=100, keeps_outputs="step")
     found = trace(kept.model, kept.method, kept.training, kept.stack)
-    monkeypatch.setattr(agreement, "_traced", lambda *_: found)
+    monkeypatch.setattr(compare, "_traced", lambda *_: found)
     ran = run("trace", tiny, "--seq-len", 100)
     assert ran.status == 1
     assert "DIFFER" in ran.out

@@ -19,7 +19,7 @@ from vramcalc.inputs.job import Job
 from vramcalc.memory.estimate import make_job
 from vramcalc.profiling.real.libraries import attach, build_model, build_optimizer
 from vramcalc.profiling.real.loop import Loop
-from vramcalc.profiling.trace import fake_device as fake
+from vramcalc.profiling.trace import fake_device
 from vramcalc.profiling.trace.recorder import Allocation, Recorder
 from vramcalc.profiling.trace.trace import trace
 
@@ -54,7 +54,7 @@ def job_of(family: str, method: str, settings: dict[str, Any]) -> Job:
 def real_loop(job: Job) -> Iterator[Loop]:
     """The job's loop over real tensors, the cycle collector off as in a trace."""
     model = attach(
-        build_model(job.model, job.stack), job.method, job.training, job.stack, prepare_kbit=fake.prepare_kbit
+        build_model(job.model, job.stack), job.method, job.training, job.stack, prepare_kbit=fake_device.prepare_kbit
     )
     loop = Loop(model, build_optimizer(model, job.training, job.stack), job.training, job.stack, Unwatched())
     gc.collect()

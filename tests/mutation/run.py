@@ -29,7 +29,7 @@ import operators
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 PACKAGE = ROOT / "vramcalc"
-MODULES = ("shadow/*.py", "families/*.py", "methods/*.py", "walk.py", "stream.py", "step.py", "ledger.py", "loading.py")
+MODULES = ("shadow/**/*.py", "memory/ledger.py", "memory/walks.py")
 TESTS = (
     "allocator", "expandable", "granite", "fused", "mixtral", "grid", "peft_runs", "snapshots", "timeline", "laws",
     "measured",

@@ -10,11 +10,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from vramcalc.cli import accuracy_and_lists as known
-from vramcalc.cli import calibrate as calibrating
-from vramcalc.cli import jobs
-from vramcalc.cli import measure as measuring
-from vramcalc.cli import plans as money
+from vramcalc.cli import accuracy_and_lists, calibrate, jobs, measure, plans
 from vramcalc.cli.bugs import end_with
 from vramcalc.cli.terminal import print_error, print_text
 from vramcalc.errors import DoesNotFit, VramcalcError
@@ -36,19 +32,19 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "fit": jobs.fit,
     "estimate": jobs.estimate,
     "max": jobs.largest,
-    "plan": money.plan,
-    "table": money.table,
+    "plan": plans.plan,
+    "table": plans.table,
     "trace": jobs.trace,
-    "profile": measuring.profile,
-    "campaign": measuring.campaign,
-    "calibrate": calibrating.calibrate,
-    "gpus": known.gpus,
-    "models": known.models,
-    "accuracy": known.accuracy,
+    "profile": measure.profile,
+    "campaign": measure.campaign,
+    "calibrate": calibrate.calibrate,
+    "gpus": accuracy_and_lists.gpus,
+    "models": accuracy_and_lists.models,
+    "accuracy": accuracy_and_lists.accuracy,
 }
 for _name, _command in COMMANDS.items():
     app.command(_name)(_command)
-app.add_typer(money.prices_app, name="prices")
+app.add_typer(plans.prices_app, name="prices")
 
 
 @app.callback(invoke_without_command=True)

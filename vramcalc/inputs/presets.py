@@ -1,9 +1,10 @@
 """Recipes by name: what a trainer does that its user does not say.
 
 A preset fills in a :class:`~vramcalc.inputs.stack.Stack` and the defaults of a
-:class:`~vramcalc.inputs.stack.TrainingSpec`; every field can be overridden, and every result prints the recipe it assumed. All of them hand the model an
-``attention_mask``: transformers' and TRL's collators make one with the padding, and the raw loops pass on what the
-tokenizer made. TRL's leaves it out with ``padding_free=True``: ``passes_attention_mask=False``.
+:class:`~vramcalc.inputs.stack.TrainingSpec`; every field can be overridden, and every result prints the recipe it
+assumed. All of them hand the model an ``attention_mask``: transformers' and TRL's collators make one with the padding,
+and the raw loops pass on what the tokenizer made. TRL's leaves it out with ``padding_free=True``:
+``passes_attention_mask=False``.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Every quantity is a pure count: operations for the tensor cores, bytes for the memory, kernel launches for the host. A
 GPU's data sheet turns operations and bytes into the least time that they can take; :mod:`vramcalc.timing.roofline`
-turns that into seconds. Counts of bytes follow the eager PyTorch code of the modules: each element-wise operation reads its
-operands and writes its result.
+turns that into seconds. Counts of bytes follow the eager PyTorch code of the modules: each element-wise operation
+reads its operands and writes its result.
 
 References:
     Williams et al., "Roofline", CACM 52(4), 2009.

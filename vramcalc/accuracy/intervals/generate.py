@@ -10,13 +10,13 @@ import sys
 from vramcalc import tables
 from vramcalc.accuracy.intervals.fit import fit, merged, profiled, published
 from vramcalc.memory.calibration.file import shipped_path, to_json
-from vramcalc.profiling import rows as profiles
+from vramcalc.profiling import rows
 
 
 def made() -> str:
     """The file's content: the same for the same tables and the same code."""
     found = published(tables.directory() / "measurements.csv")
-    return to_json(fit(merged(found, profiled(profiles.shipped()))))
+    return to_json(fit(merged(found, profiled(rows.shipped()))))
 
 
 def main() -> int:

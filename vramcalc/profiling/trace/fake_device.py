@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from vramcalc.inputs.stack import QLoRA, Stack
 from vramcalc.profiling.real import fused_losses, releases
-from vramcalc.profiling.trace import fake_routing as routing
+from vramcalc.profiling.trace import fake_routing
 from vramcalc.profiling.trace.fake_attention import DTYPE_NAMES, scaled_dot_product_attention
 from vramcalc.shadow.engine import kernels
 
@@ -219,7 +219,7 @@ def cuda_choices(stack: Stack, compute_capability: tuple[int, int], *, padded: b
         (PreTrainedModel, "init_weights", lambda self: self.tie_weights()),
         *releases.questions(padded=padded),
         *releases.repeated_heads(always=stack.repeats_kv),
-        *routing.replacements(),
+        *fake_routing.replacements(),
         (nn.functional, "dropout", _dropout),
         (nn.functional, "softmax", _softmax),
         (nn.functional, "cross_entropy", _cross_entropy(nn.functional.cross_entropy)),

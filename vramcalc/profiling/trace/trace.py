@@ -20,7 +20,7 @@ from vramcalc.profiling.observed_phases import Watch
 from vramcalc.profiling.real import fused_losses
 from vramcalc.profiling.real.libraries import attach, build_model, build_optimizer
 from vramcalc.profiling.real.loop import Loop
-from vramcalc.profiling.trace import fake_device as fake
+from vramcalc.profiling.trace import fake_device
 from vramcalc.profiling.trace.recorder import Recorder
 from vramcalc.profiling.trace.result import Trace, describe
 from vramcalc.shadow.engine.kernels import cublas_workspace_bytes
@@ -37,7 +37,7 @@ def _fake_cuda(
     try:
         with (
             warnings.catch_warnings(),
-            fake.cuda_choices(stack, compute_capability, padded=padded),
+            fake_device.cuda_choices(stack, compute_capability, padded=padded),
             FakeTensorMode(allow_non_fake_inputs=True),
             recorder,
         ):
@@ -122,13 +122,13 @@ def trace(
     Returns:
         The trace, loading included.
     """
-    recorder = Recorder(fake.hidden_buffers(compute_capability) if kernel_buffers else lambda *_: [])
+    recorder = Recorder(fake_device.hidden_buffers(compute_capability) if kernel_buffers else lambda *_: [])
     with _fake_cuda(recorder, stack, compute_capability, padded=training.padded):
         built = build_model(model, stack, layers=layers)
         if isinstance(method, QLoRA):
-            fake.quantize_linears(built, method)
+            fake_device.quantize_linears(built, method)
         fused_losses.install(built, stack)
-        built = attach(built, method, training, stack, prepare_kbit=fake.prepare_kbit, adapt=adapt)
+        built = attach(built, method, training, stack, prepare_kbit=fake_device.prepare_kbit, adapt=adapt)
         gc.collect()
         _label_loaded(recorder, built)
         _name_modules(recorder, built)
@@ -196,8 +196,11 @@ def trace_custom(
     Returns:
         The trace, loading included.
     """
-    recorder = Recorder(fake.hidden_buffers(compute_capability))
-    with _fake_cuda(recorder, stack or Stack(), compute_capability, padded=padded), fake.default_optimizer_loops():
+    recorder = Recorder(fake_device.hidden_buffers(compute_capability))
+    with (
+        _fake_cuda(recorder, stack or Stack(), compute_capability, padded=padded),
+        fake_device.default_optimizer_loops(),
+    ):
         model = model_factory()
         gc.collect()
         _label_loaded(recorder, model)

@@ -15,11 +15,11 @@ from vramcalc.shadow.engine.graph import Leaf
 from vramcalc.shadow.engine.modules import Factory, Module, TiedHead
 from vramcalc.shadow.engine.sizes import Size
 from vramcalc.shadow.engine.tape import Storage, Tensor
-from vramcalc.shadow.families.common import rotary as positions
 from vramcalc.shadow.families.common.attention_kernel import attention_kernel
 from vramcalc.shadow.families.common.context import Cache, Context, Shared
 from vramcalc.shadow.families.common.masks import causal_mask
-from vramcalc.shadow.fused import fms_acceleration as fused
+from vramcalc.shadow.families.common.rotary import rotary_embedding, rotary_pair
+from vramcalc.shadow.fused import fms_acceleration
 
 
 class Attention(Module):
@@ -96,10 +96,10 @@ class Attention(Module):
         rows = self.rows(v)
         cos, sin = shared.rotary or self.rotary(v)
         if self.rotates_in_place:
-            q = fused.rotary(e, q, cos, sin, head_major_grad=by_head and not repeats)
-            k = fused.rotary(e, k, cos, sin, head_major_grad=by_head)
+            q = fms_acceleration.rotary(e, q, cos, sin, head_major_grad=by_head and not repeats)
+            k = fms_acceleration.rotary(e, k, cos, sin, head_major_grad=by_head)
         else:
-            q, k = positions.rotary_pair(e, q, k, cos, sin)
+            q, k = rotary_pair(e, q, k, cos, sin)
         if shared.cache is not None:
             k, v = shared.cache.update(e, k, v)
         in_place = stack.release.projects_first and kernel in ("flash", "efficient")
@@ -134,7 +134,7 @@ class Attention(Module):
         """Cosines and sines of a layer's own: worked out, or picked from the rows of its tables by position."""
         e, seq, width = self.engine, v.shape[2], self.spec.head_dim
         if not self._looks_up:
-            return positions.rotary_embedding(e, seq, width, v.dtype, scales=False)
+            return rotary_embedding(e, seq, width, v.dtype, scales=False)
         return e.new((1, seq, width), v.dtype, "cos"), e.new((1, seq, width), v.dtype, "sin")
 
     @property
@@ -282,7 +282,7 @@ class CausalLM(Module):
         )
         hidden_states = inputs_embeds
         in_layers = spec.model_type in context.stack.release.layer_rotary
-        rotary = None if in_layers else positions.rotary_embedding(e, seq, spec.head_dim, hidden_states.dtype)
+        rotary = None if in_layers else rotary_embedding(e, seq, spec.head_dim, hidden_states.dtype)
         shared = Shared(rotary, mask, position_ids, cache)
         del rotary, mask, position_ids
         for i, layer in enumerate(self.layers):

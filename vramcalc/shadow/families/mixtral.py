@@ -11,7 +11,7 @@ from vramcalc.shadow.engine.graph import Parameter
 from vramcalc.shadow.engine.modules import Factory, Module
 from vramcalc.shadow.engine.tape import Tensor
 from vramcalc.shadow.families import llama
-from vramcalc.shadow.families.common import experts as routing
+from vramcalc.shadow.families.common import experts
 from vramcalc.shadow.families.common.context import Context
 
 
@@ -50,23 +50,23 @@ class SparseMoeBlock(Module):
         tokens, pairs = batch * seq, batch * seq * top_k
         hidden_states = ops.reshape(e, hidden_states, (tokens, width))
         router_logits = self.gate(hidden_states)
-        routing_weights = routing.softmax(e, router_logits)
-        routing_weights, selected_experts = routing.topk(e, routing_weights, top_k)
-        routing_weights = routing.normalise(e, routing_weights)
+        routing_weights = experts.softmax(e, router_logits)
+        routing_weights, selected_experts = experts.topk(e, routing_weights, top_k)
+        routing_weights = experts.normalise(e, routing_weights)
         routing_weights = ops.to(e, routing_weights, hidden_states.dtype)
         final_hidden_states = e.new((tokens, width), hidden_states.dtype, "zeros")
-        expert_mask = routing.one_hot(e, selected_experts, n_experts)
+        expert_mask = experts.one_hot(e, selected_experts, n_experts)
         for expert_idx, expert_layer in enumerate(self.experts):
-            n = routing.balanced_share(pairs, n_experts, expert_idx)
-            top_x = routing.where(e, n)
-            index = routing.listed(e, n, 1) if self.lists_tokens else top_x
-            current_state = routing.gather(e, ops.reshape(e, hidden_states, (tokens, width)), index, n)
+            n = experts.balanced_share(pairs, n_experts, expert_idx)
+            top_x = experts.where(e, n)
+            index = experts.listed(e, n, 1) if self.lists_tokens else top_x
+            current_state = experts.gather(e, ops.reshape(e, hidden_states, (tokens, width)), index, n)
             current_state = ops.reshape(e, current_state, (n, width))
             current_hidden_states = expert_layer(current_state)
-            index = routing.listed(e, n, 2) if self.lists_tokens else top_x
-            current_hidden_states = ops.mul(e, current_hidden_states, routing.pick(e, routing_weights, index, n))
+            index = experts.listed(e, n, 2) if self.lists_tokens else top_x
+            current_hidden_states = ops.mul(e, current_hidden_states, experts.pick(e, routing_weights, index, n))
             del index
-            final_hidden_states = routing.index_add_(
+            final_hidden_states = experts.index_add_(
                 e, final_hidden_states, top_x, ops.to(e, current_hidden_states, hidden_states.dtype)
             )
         del expert_mask, router_logits
@@ -86,9 +86,9 @@ class TopKRouter(Module):
         e, tape = self.engine, self.engine.tape
         outer, tape.module = tape.module, self.name
         router_logits = ops.linear(e, hidden_states, self.weight)
-        router_probs = routing.softmax(e, ops.to(e, router_logits, "float32"))
-        router_top_value, router_indices = routing.topk(e, router_probs, self.spec.num_experts_per_tok or 0)
-        router_scores = routing.normalise(e, router_top_value)
+        router_probs = experts.softmax(e, ops.to(e, router_logits, "float32"))
+        router_top_value, router_indices = experts.topk(e, router_probs, self.spec.num_experts_per_tok or 0)
+        router_scores = experts.normalise(e, router_top_value)
         tape.module = outer
         return router_logits, router_scores, router_indices
 
@@ -114,22 +114,22 @@ class Experts(Module):
         sample_weights = ops.reshape(e, top_k_weights, (pairs, 1))
         expert_ids_g, perm = (e.new((pairs,), "int64", "sort") for _ in range(2))
         index = e.new((pairs,), "int64", "floor_divide")
-        selected_hidden_states_g = routing.gather(e, hidden_states, index, pairs)
+        selected_hidden_states_g = experts.gather(e, hidden_states, index, pairs)
         del index
-        sample_weights_g = routing.gather(e, sample_weights, perm, pairs)
+        sample_weights_g = experts.gather(e, sample_weights, perm, pairs)
         histc_input = e.new((pairs,), "int32", "to")
         tokens_per_expert = e.new((self.n_experts,), "int32", "histc")
         offsets = e.new((self.n_experts,), "int32", "cumsum")
-        proj_out = routing.grouped_mm(e, selected_hidden_states_g, self.gate_up_proj, offsets)
-        gate, up = routing.chunk(e, proj_out)
+        proj_out = experts.grouped_mm(e, selected_hidden_states_g, self.gate_up_proj, offsets)
+        gate, up = experts.chunk(e, proj_out)
         proj_out = ops.mul(e, ops.silu(e, gate), up)
         del gate, up
-        proj_out = routing.grouped_mm(e, proj_out, self.down_proj, offsets)
+        proj_out = experts.grouped_mm(e, proj_out, self.down_proj, offsets)
         weighted_out = ops.mul(e, proj_out, sample_weights_g)
         inv_perm = e.new((pairs,), "int64", "empty_like")
         e.new((pairs,), "int64", "arange")
-        weighted_out = routing.gather(e, weighted_out, inv_perm, pairs)
-        final_hidden_states = routing.sum_pairs(e, weighted_out, tokens)
+        weighted_out = experts.gather(e, weighted_out, inv_perm, pairs)
+        final_hidden_states = experts.sum_pairs(e, weighted_out, tokens)
         del expert_ids_g, histc_input, tokens_per_expert
         return ops.to(e, final_hidden_states, hidden_states.dtype)
 

@@ -17,9 +17,7 @@ from vramcalc.shadow.engine.sizes import Size, product
 from vramcalc.shadow.engine.tape import ITEMSIZE, Storage, Tape, Tensor
 from vramcalc.shadow.families import FAMILIES
 from vramcalc.shadow.families.common.context import Cache, Context
-from vramcalc.shadow.training import cross_entropy, losses
-from vramcalc.shadow.training import fms_losses as plugin_losses
-from vramcalc.shadow.training import optimizers as optim
+from vramcalc.shadow.training import cross_entropy, fms_losses, losses, optimizers
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,7 @@ class Loop:
         self.trainable = list(dict.fromkeys(p for p in self.net.parameters() if p.trainable))
         without_gradient = methods.without_gradient(self.net)
         self._updated = [p for p in self.trainable if p not in without_gradient]
-        self.optimizer = optim.build(training.optim, e, _groups(self._updated, stack), self._wide())
+        self.optimizer = optimizers.build(training.optim, e, _groups(self._updated, stack), self._wide())
         self.scaler = GradScaler(e) if stack.autocast == "float16" else None
         self._batch = _BATCH if stack.passes_attention_mask else _BATCH[:-1]
         self._workspaces: dict[str, Storage] = {}
@@ -186,11 +184,11 @@ class Loop:
             if stack.loss == "full":
                 loss = cross_entropy.causal_lm_loss(e, logits, shifts_logits=release.shifts_logits)
             elif stack.loss == "fused_cross_entropy":
-                loss = plugin_losses.fused_cross_entropy(e, logits)
+                loss = fms_losses.fused_cross_entropy(e, logits)
         elif stack.loss == "chunked":
             metrics = losses.chunked_outputs(e, hidden, _head_weight(self.net.lm_head))
         elif stack.fused_kernels == "fms_acceleration":
-            loss = plugin_losses.fused_linear_loss(e, hidden, _head_weight(self.net.lm_head))
+            loss = fms_losses.fused_linear_loss(e, hidden, _head_weight(self.net.lm_head))
         else:
             loss = losses.fused_linear_loss(e, hidden, _head_weight(self.net.lm_head), self.job.compute_capability)
         del hidden
