@@ -356,7 +356,7 @@ def ends() -> list[tuple[bool, float, float]]:
             continue
         without = shipped().without_recipe(key[0])
         with pytest.MonkeyPatch.context() as patch:
-            for module in ("estimation", "verdicts"):
+            for module in ("memory.estimate", "planning.verdict"):
                 patch.setattr(f"vramcalc.{module}.current", lambda without=without: without)
             v = verdict(estimate_job(p.job, p.gpu))
         found[key] = (ran, v.probability, v.probability_as_is)

@@ -50,7 +50,7 @@ def test_a_bug_is_one_line_with_how_to_report_it_and_never_an_answer(
     assert (answer.status, answer.out, answer.err.count("\n")) == (STATUS, "", 1)
     assert answer.err.startswith(f"vramcalc: a bug in vramcalc, not in what was given: {type(bug).__name__}")
     assert re.search(
-        r" \(commands/jobs\.py, line \d+\); please report it with .* VRAMCALC_TRACEBACK=1$", answer.err.strip()
+        r" \(cli/jobs\.py, line \d+\); please report it with .* VRAMCALC_TRACEBACK=1$", answer.err.strip()
     )
 
 
