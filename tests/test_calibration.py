@@ -19,7 +19,7 @@ from profile_rows import MEASURED, row
 
 from vramcalc import estimate, tables
 from vramcalc.accuracy.intervals.families import family_of, folds
-from vramcalc.accuracy.intervals.fit import fit, merged, profiled
+from vramcalc.accuracy.intervals.fitted_calibration import fit_calibration, merged, profiled
 from vramcalc.accuracy.intervals.held_out import LEFT_OUT, Coverage, Held, LeftOut, coverage, held_out
 from vramcalc.accuracy.intervals.own_calibration import keep, own_profiles, refit
 from vramcalc.accuracy.memory.measured_jobs import capacity_bytes
@@ -314,7 +314,7 @@ def test_repeated_runs_of_a_recipe_count_as_one() -> None:
     (first, *rest) = shipped().recipes
     often = Recipe(**{**vars(first), "errors": {pool: found * 30 for pool, found in first.errors.items()}})
     for pool in POOLS:
-        assert fit([often, *rest], tried=False).spread(pool, ()).at(0.95) == pytest.approx(
+        assert fit_calibration([often, *rest], tried=False).spread(pool, ()).at(0.95) == pytest.approx(
             shipped().spread(pool, ()).at(0.95), abs=1e-9
         )
 

@@ -49,9 +49,7 @@ def test_a_bug_is_one_line_with_how_to_report_it_and_never_an_answer(
     answer = run(*ESTIMATE)
     assert (answer.status, answer.out, answer.err.count("\n")) == (STATUS, "", 1)
     assert answer.err.startswith(f"vramcalc: a bug in vramcalc, not in what was given: {type(bug).__name__}")
-    assert re.search(
-        r" \(cli/jobs\.py, line \d+\); please report it with .* VRAMCALC_TRACEBACK=1$", answer.err.strip()
-    )
+    assert re.search(r" \(cli/jobs\.py, line \d+\); please report it with .* VRAMCALC_TRACEBACK=1$", answer.err.strip())
 
 
 @pytest.mark.parametrize(("value", "shown"), [("1", True), ("0", False), ("", False)])

@@ -14,10 +14,10 @@ from command import run
 
 from vramcalc import tables
 from vramcalc.accuracy.time.accuracy import TimeAccuracy, TimeGroup, time_accuracy
-from vramcalc.accuracy.time.fit import Sample, fit, samples
 from vramcalc.accuracy.time.generate import made
 from vramcalc.accuracy.time.intervals import covered, held_out, widening
 from vramcalc.accuracy.time.pairs import pairs
+from vramcalc.accuracy.time.regression import Sample, fit_factors, samples
 from vramcalc.accuracy.time.throughput import read_throughput
 from vramcalc.errors import DataError
 from vramcalc.memory.calibration.conformal import quantile
@@ -123,7 +123,7 @@ def test_a_held_out_prediction_has_not_seen_its_row(rows: list[Sample]) -> None:
 
 def test_the_slopes_are_those_of_the_model(rows: list[Sample]) -> None:
     """Against finite differences, at the fit."""
-    from vramcalc.accuracy.time.fit import _Problem
+    from vramcalc.accuracy.time.regression import _Problem
 
     problem = _Problem(rows)
     at = problem.solve(None)
@@ -135,7 +135,7 @@ def test_the_slopes_are_those_of_the_model(rows: list[Sample]) -> None:
 
 
 def test_the_fit_is_where_nothing_pulls(rows: list[Sample]) -> None:
-    from vramcalc.accuracy.time.fit import _Problem
+    from vramcalc.accuracy.time.regression import _Problem
 
     problem = _Problem(rows)
     moves, covariance = problem.moves(problem.solve(None))
@@ -144,7 +144,7 @@ def test_the_fit_is_where_nothing_pulls(rows: list[Sample]) -> None:
 
 
 def test_eliminating_the_cells_solves_the_whole_system(rows: list[Sample]) -> None:
-    from vramcalc.accuracy.time.fit import _Problem
+    from vramcalc.accuracy.time.regression import _Problem
 
     problem = _Problem(rows)
     second, shared, own, gradient = problem.curvature(problem.prior)
@@ -157,7 +157,7 @@ def test_eliminating_the_cells_solves_the_whole_system(rows: list[Sample]) -> No
 
 def test_a_fit_without_pull_stays_where_it_was_expected(rows: list[Sample]) -> None:
     """One row cannot move what it has no part in."""
-    c, _ = fit(rows[:1])
+    c, _ = fit_factors(rows[:1])
     assert c.factors["GPTQ"] == pytest.approx(KINDS["GPTQ"].prior)
     assert c.factors["experts"] == pytest.approx(KINDS["experts"].prior)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 
 from vramcalc import tables
-from vramcalc.accuracy.intervals.fit import fit, merged, profiled, published
+from vramcalc.accuracy.intervals.fitted_calibration import fit_calibration, merged, profiled, published
 from vramcalc.memory.calibration.file import shipped_path, to_json
 from vramcalc.profiling import rows
 
@@ -16,7 +16,7 @@ from vramcalc.profiling import rows
 def made() -> str:
     """The file's content: the same for the same tables and the same code."""
     found = published(tables.directory() / "measurements.csv")
-    return to_json(fit(merged(found, profiled(rows.shipped()))))
+    return to_json(fit_calibration(merged(found, profiled(rows.shipped()))))
 
 
 def main() -> int:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from vramcalc.accuracy.intervals.families import family_of, stretches
-from vramcalc.accuracy.intervals.fit import fit
+from vramcalc.accuracy.intervals.fitted_calibration import fit_calibration
 from vramcalc.memory.calibration.calibration import UNSPLIT, Calibration, Pool, Recipe, interval_around
 from vramcalc.memory.calibration.conformal import LEVEL
 
@@ -103,7 +103,7 @@ def held_out(recipes: Sequence[Recipe], left_out: LeftOut) -> list[Held]:
         mine = [r for r in recipes if fold in key(r)]
         rest = [r for r in recipes if fold not in key(r)]
         # A recipe's family is still there without it, so that the stretch of others is not asked for.
-        without = fit(rest, tried=False, stretch=whole if left_out == "recipe" else None)
+        without = fit_calibration(rest, tried=False, stretch=whole if left_out == "recipe" else None)
         found += [h for r in mine for h in held(r, without)]
     return found
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vramcalc.accuracy.intervals.fit import fit, merged, profiled
+from vramcalc.accuracy.intervals.fitted_calibration import fit_calibration, merged, profiled
 from vramcalc.accuracy.intervals.held_out import Coverage, Held, coverage, held, score
 from vramcalc.errors import DataError
 from vramcalc.files.folders import data_folder
@@ -79,7 +79,7 @@ def refit(rows: Iterable[ProfileRow]) -> Refit:
     names = {r.recipe_id for r in own}
     recipes = merged(base.recipes, own)
     before = current()
-    after = fit(recipes)
+    after = fit_calibration(recipes)
     old, new = ([h for r in recipes for h in held(r, c.without_recipe(r.recipe_id))] for c in (before, after))
     mine = [h for h in new if h.recipe.recipe_id in names]
     worst = sorted(mine, key=lambda h: -abs(h.error))[:5]

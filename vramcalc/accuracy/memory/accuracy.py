@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vramcalc import display
+from vramcalc.accuracy.error_summary import error_summary
 from vramcalc.accuracy.memory.measured_jobs import TRAINERS, capacity_bytes
 from vramcalc.accuracy.memory.measurements import Prediction, predict, read_measurements
 from vramcalc.accuracy.published_rows import Row
-from vramcalc.accuracy.residuals import residuals
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,7 +31,7 @@ class Group:
         stack: trainer family.
         method: ``full``, ``lora``, ``qlora``.
         metric: what was measured.
-        count: rows; it and the next five are those of :class:`vramcalc.accuracy.residuals.Residuals`.
+        count: rows; it and the next five are those of :class:`vramcalc.accuracy.error_summary.ErrorSummary`.
         covered: share of the rows within their 90 % intervals, made without runs of their recipes.
         width: mean of the intervals from end to end, over what is predicted.
     """
@@ -142,7 +142,7 @@ def _groups(predictions: Sequence[Prediction], key_of: Callable[[Prediction], Ke
         mine = [p for p in predictions if key_of(p) == key]
         yield Group(
             *key,
-            **residuals([(p.error or 0.0, p.row["case_id"]) for p in mine]),
+            **error_summary([(p.error or 0.0, p.row["case_id"]) for p in mine]),
             covered=statistics.fmean(float(p.covered) for p in mine),
             width=statistics.fmean(p.width for p in mine),
         )

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from vramcalc import tables
+from vramcalc.accuracy.error_summary import error_summary
 from vramcalc.accuracy.published_rows import Row
-from vramcalc.accuracy.residuals import residuals
 from vramcalc.accuracy.time.cells import steps_of
-from vramcalc.accuracy.time.fit import sample
 from vramcalc.accuracy.time.intervals import HeldOut, LeftOut, covered, held_out
 from vramcalc.accuracy.time.pairs import Pair, covered_ratios, pairs
+from vramcalc.accuracy.time.regression import sample
 from vramcalc.accuracy.time.throughput import MeasuredStep, read_throughput
 
 LEFT_OUT: tuple[LeftOut, ...] = ("model", "source")
@@ -30,7 +30,7 @@ class TimeGroup:
         left_out: what the fit had not seen of each row: its model, or its source.
         gpu: id, or ``all``.
         method: ``full``, ``lora``, ``qlora``, with the kind of four-bit weights where it is not bitsandbytes'.
-        count: rows; it and the next five are those of :class:`vramcalc.accuracy.residuals.Residuals`.
+        count: rows; it and the next five are those of :class:`vramcalc.accuracy.error_summary.ErrorSummary`.
         coverage: share of the rows whose 90 % interval holds the measured duration.
         width: mean of upper end over prediction, less one.
     """
@@ -222,7 +222,7 @@ def _group(left_out: str, gpu: str, method: str, errors: Sequence[_Error]) -> Ti
         left_out,
         gpu,
         method,
-        **residuals([(e.error, e.step.row["case_id"]) for e in errors]),
+        **error_summary([(e.error, e.step.row["case_id"]) for e in errors]),
         coverage=statistics.fmean(held) if held else None,
         width=statistics.fmean(widths) if widths else None,
     )

@@ -11,9 +11,9 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 
 from vramcalc import tables
-from vramcalc.accuracy.time.fit import Sample, fit, samples
 from vramcalc.accuracy.time.intervals import LEFT_OUT, HeldOut, held_out, widening, widening_by_fold
 from vramcalc.accuracy.time.pairs import pairs, widening_of_ratios
+from vramcalc.accuracy.time.regression import Sample, fit_factors, samples
 from vramcalc.accuracy.time.throughput import read_throughput
 from vramcalc.memory.calibration.conformal import quantile
 from vramcalc.timing.fitted_factors import Checked, Spreads, TimingTable, agree, timing_table
@@ -27,7 +27,7 @@ _RUN = (
 
 def made(found: Sequence[Sample]) -> TimingTable:
     """Fit, leave out, and take the spreads."""
-    coefficients, _ = fit(found)
+    coefficients, _ = fit_factors(found)
     every = {what: held_out(found, what) for what in LEFT_OUT}
     without_model, without_source = pairs(every["model"]), pairs(every["source"])
     model, source, gpu = ([e for e in every[what] if not e.sample.step.apart] for what in LEFT_OUT)

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from vramcalc.accuracy.time.fit import Sample, fit, gpu_rates
+from vramcalc.accuracy.time.regression import Sample, fit_factors, gpu_rates
 from vramcalc.memory.calibration.conformal import quantile
 from vramcalc.timing.roofline import KINDS, Coefficients, Prediction, own_factors, predict
 
@@ -77,10 +77,10 @@ def held_out(samples: Sequence[Sample], left_out: LeftOut) -> list[HeldOut]:
     """
     keys = {"model": "model", "source": "source", "GPU": "gpu"}
     folds = [str(getattr(s.step, keys[left_out])) for s in samples]
-    _, start = fit(samples)
+    _, start = fit_factors(samples)
     found: dict[int, HeldOut] = {}
     for fold in sorted(set(folds)):
-        c, _ = fit([s for s, f in zip(samples, folds, strict=True) if f != fold], start)
+        c, _ = fit_factors([s for s, f in zip(samples, folds, strict=True) if f != fold], start)
         for i, s in enumerate(samples):
             if folds[i] == fold:
                 found[i] = HeldOut(s, fold, predicted(s, c), c)

@@ -120,7 +120,7 @@ def _tempered(found: Sequence[Sample]) -> list[float]:
     return [min(1.0, math.sqrt(_DOMINANT / n[s.step.source])) for s in found]
 
 
-def fit(found: Sequence[Sample], start: Array | None = None) -> tuple[Coefficients, Array]:
+def fit_factors(found: Sequence[Sample], start: Array | None = None) -> tuple[Coefficients, Array]:
     """The most probable factors.
 
     Args:

@@ -137,7 +137,9 @@ def merged(recipes: Sequence[Recipe], more: Sequence[Recipe]) -> list[Recipe]:
 # -- the fit -----------------------------------------------------------------------------------------------------------
 
 
-def fit(recipes: Sequence[Recipe], *, tried: bool = True, stretch: Mapping[str, float] | None = None) -> Calibration:
+def fit_calibration(
+    recipes: Sequence[Recipe], *, tried: bool = True, stretch: Mapping[str, float] | None = None
+) -> Calibration:
     """Contexts, the errors of the recipes, and on request terms put to the test.
 
     Args:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TypedDict
 
 
-class Residuals(TypedDict):
+class ErrorSummary(TypedDict):
     """Errors of a group; shares of the measured value.
 
     Attributes:
@@ -27,11 +27,11 @@ class Residuals(TypedDict):
     worst_case: str
 
 
-def residuals(errors: Sequence[tuple[float, str]]) -> Residuals:
+def error_summary(errors: Sequence[tuple[float, str]]) -> ErrorSummary:
     """Sum up errors, at least one, each with the id of its row."""
     values = [error for error, _ in errors]
     worst, case = max(errors, key=lambda pair: abs(pair[0]))
-    return Residuals(
+    return ErrorSummary(
         count=len(errors),
         mape=statistics.fmean(map(abs, values)),
         bias=statistics.fmean(values),
