@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from vramcalc import estimate, tables
-from vramcalc.accuracy.memory.measurements import Prediction, predict, read_measurements
+from vramcalc.accuracy.memory.measurements import PredictedRow, predict, read_measurements
 from vramcalc.memory.estimate import estimate_job
 from vramcalc.memory.unexplained import unexplained_bytes
 from vramcalc.planning.verdict import verdict
@@ -58,7 +58,7 @@ FULL = "fms-liger-20241203-mistral-7b-bnb-foak-qlora-g1-b32-smi"
 
 
 @cache
-def device_used() -> tuple[Prediction, ...]:
+def device_used() -> tuple[PredictedRow, ...]:
     """Runs on one A100 of releases that are known; a mixture of experts depends on how tokens are routed."""
     rows = read_measurements(tables.directory() / "measurements.csv")
     found = predict([r for r in rows if r["metric"] == "device_used" and r["transformers_version"]])

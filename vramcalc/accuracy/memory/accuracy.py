@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from vramcalc import display
 from vramcalc.accuracy.error_summary import error_summary
 from vramcalc.accuracy.memory.measured_jobs import TRAINERS, capacity_bytes
-from vramcalc.accuracy.memory.measurements import Prediction, predict, read_measurements
+from vramcalc.accuracy.memory.measurements import PredictedRow, predict, read_measurements
 from vramcalc.accuracy.published_rows import Row
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Accuracy:
     groups: list[Group]
     apart: list[Group]
     unsupported: Counter[str]
-    predictions: list[Prediction] = field(repr=False)
+    predictions: list[PredictedRow] = field(repr=False)
     out_of_memory: tuple[int, int] = (0, 0)
     hugging_face: tuple[int, int] = (0, 0)
     unnamed: list[Group] = field(default_factory=list)
@@ -127,7 +127,7 @@ def accuracy(path: str | Path) -> Accuracy:
     )
 
 
-def _ran_out(p: Prediction) -> bool:
+def _ran_out(p: PredictedRow) -> bool:
     return p.row["metric"] == "oom" and p.predicted_bytes is not None
 
 
@@ -136,7 +136,9 @@ def _of_hugging_face(row: Row) -> bool:
     return row["n_gpus"] == "1" and row["stack"] in TRAINERS and method
 
 
-def _groups(predictions: Sequence[Prediction], key_of: Callable[[Prediction], Key] | None = None) -> Iterable[Group]:
+def _groups(
+    predictions: Sequence[PredictedRow], key_of: Callable[[PredictedRow], Key] | None = None
+) -> Iterable[Group]:
     key_of = key_of or _key
     for key in sorted({key_of(p) for p in predictions}):
         mine = [p for p in predictions if key_of(p) == key]
@@ -148,5 +150,5 @@ def _groups(predictions: Sequence[Prediction], key_of: Callable[[Prediction], Ke
         )
 
 
-def _key(p: Prediction) -> Key:
+def _key(p: PredictedRow) -> Key:
     return p.row["stack"], p.row["method"], p.row["metric"]

@@ -37,7 +37,7 @@ COLUMNS = (
 
 
 @dataclass(frozen=True)
-class Prediction:
+class PredictedRow:
     """A row and what is predicted for it.
 
     Attributes:
@@ -148,7 +148,7 @@ def held_out_interval(found: Estimate, metric: str, value: int) -> Interval:
     return found.interval(quantity_of(metric), value_bytes=value, calibration=without)
 
 
-def predict(rows: Sequence[Row], *, calibrated: bool = True) -> Iterator[Prediction]:
+def predict(rows: Sequence[Row], *, calibrated: bool = True) -> Iterator[PredictedRow]:
     """Predict every row that can be; metrics of one run share its walk.
 
     Args:
@@ -156,7 +156,7 @@ def predict(rows: Sequence[Row], *, calibrated: bool = True) -> Iterator[Predict
         calibrated: add the CUDA context to memory of processes, and intervals; without it they are what the
             allocator reserves, which is what a calibration is made of.
     """
-    known: dict[tuple[str, ...], Prediction] = {}
+    known: dict[tuple[str, ...], PredictedRow] = {}
     attached = {row.get("run_id") for row in rows if row["metric"] == "phase:after_lora_attach"} - {None}
     for row in rows:
         key = tuple(row[c] for c in COLUMNS if c not in ("case_id", "value_bytes"))
@@ -164,19 +164,19 @@ def predict(rows: Sequence[Row], *, calibrated: bool = True) -> Iterator[Predict
             try:
                 known[key] = _predicted(row, row.get("run_id") in attached, calibrated)
             except VramcalcError as err:
-                known[key] = Prediction(
+                known[key] = PredictedRow(
                     row, None, str(err) if isinstance(err, Reason) else f"refused: {type(err).__name__}"
                 )
         yield replace(known[key], row=row)
 
 
-def _predicted(row: Row, attached_later: bool, calibrated: bool) -> Prediction:
+def _predicted(row: Row, attached_later: bool, calibrated: bool) -> PredictedRow:
     found = estimate(row["model"], row["method"], **settings_of(row))
     if not calibrated and quantity_of(row["metric"]) == "process":
         value = reserved_on_its_gpu(found)
-        return Prediction(row, value, "", found.job, found.gpu, unsplit_bytes=found.walks.unsplit_bytes)
+        return PredictedRow(row, value, "", found.job, found.gpu, unsplit_bytes=found.walks.unsplit_bytes)
     value = measured(found, row, attached_later=attached_later)
-    bare = Prediction(row, value, "", found.job, found.gpu, unsplit_bytes=found.walks.unsplit_bytes)
+    bare = PredictedRow(row, value, "", found.job, found.gpu, unsplit_bytes=found.walks.unsplit_bytes)
     if not calibrated:
         return bare
     others = (

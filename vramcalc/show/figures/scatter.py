@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
 
     from vramcalc.accuracy.memory.accuracy import Accuracy
-    from vramcalc.accuracy.memory.measurements import Prediction
+    from vramcalc.accuracy.memory.measurements import PredictedRow
 
 _MARKERS = {"blocks": ("o", "allocated"), "reserved": ("s", "reserved"), "process": ("^", "process or device")}
 """Of quantities, and their names."""
@@ -52,7 +52,7 @@ def accuracy(found: Accuracy) -> Figure:
         return whole(left)
 
 
-def _points(on: Axes, rows: list[Prediction], y: Callable[[Prediction], float]) -> None:
+def _points(on: Axes, rows: list[PredictedRow], y: Callable[[PredictedRow], float]) -> None:
     """One series per method and metric."""
     for method, metric in sorted({(p.row["method"], p.row["metric"]) for p in rows}):
         mine = [p for p in rows if (p.row["method"], p.row["metric"]) == (method, metric)]
@@ -70,7 +70,7 @@ def _points(on: Axes, rows: list[Prediction], y: Callable[[Prediction], float]) 
         )
 
 
-def _key(rows: list[Prediction], ink: str) -> list[Line2D]:
+def _key(rows: list[PredictedRow], ink: str) -> list[Line2D]:
     """What colours and markers mean; a series for each pair of them would leave no room for the picture."""
     from matplotlib.lines import Line2D
 
