@@ -10,14 +10,14 @@ from vramcalc.inputs import catalog
 from vramcalc.inputs.hf_config import to_spec
 from vramcalc.profiling.campaign import planned_job
 from vramcalc.profiling.in_a_process import Place, made_row
-from vramcalc.profiling.rows import ProfileRow, Recipe
+from vramcalc.profiling.rows import ProfileRow, RunSettings
 
 GIB = 1 << 30
 H100 = Place("cuda", catalog.gpu("h100-sxm"), "GPU-0", "580.159.04")
 CPU = Place("cpu")
 
 
-def recipe(method: str = "lora", where: Place = H100, **settings: Any) -> Recipe:
+def recipe(method: str = "lora", where: Place = H100, **settings: Any) -> RunSettings:
     """A tiny job's."""
     model = to_spec(CONFIGS["llama"], "tiny")
     asked = {"model": model, "method": method, "seq_len": 64, "device": where.device, **settings}
@@ -77,6 +77,6 @@ def row(found: dict[str, Any] = MEASURED, where: Place = H100, **settings: Any) 
     return made_row(recipe(where=where, **settings), where, found)
 
 
-def cpu_row(asked: Recipe) -> ProfileRow:
+def cpu_row(asked: RunSettings) -> ProfileRow:
     """What a CPU gives for a recipe."""
     return made_row(asked, CPU, {"outcome": "measured", "timing": TIMING})

@@ -29,8 +29,8 @@ from vramcalc.memory.calibration.calibration import (
     POOLS,
     SEGMENT_BYTES,
     Calibration,
+    MeasuredRecipe,
     Pool,
-    Recipe,
     context_at,
     interval_around,
 )
@@ -312,7 +312,7 @@ def test_a_process_seen_alone_says_what_was_reserved_beyond_the_context() -> Non
 
 def test_repeated_runs_of_a_recipe_count_as_one() -> None:
     (first, *rest) = shipped().recipes
-    often = Recipe(**{**vars(first), "errors": {pool: found * 30 for pool, found in first.errors.items()}})
+    often = MeasuredRecipe(**{**vars(first), "errors": {pool: found * 30 for pool, found in first.errors.items()}})
     for pool in POOLS:
         assert fit_calibration([often, *rest], tried=False).spread(pool, ()).at(0.95) == pytest.approx(
             shipped().spread(pool, ()).at(0.95), abs=1e-9
@@ -577,7 +577,7 @@ def test_recipes_are_put_together_by_id() -> None:
 def test_what_is_unexplained_says_nothing_of_other_kinds(
     pool: Pool, trait: str, own: str, others: str, regime: tuple[str, str]
 ) -> None:
-    def apart(recipe: Recipe) -> bool:
+    def apart(recipe: MeasuredRecipe) -> bool:
         return recipe.like.traits[trait] == own
 
     kind = next(r.like for r in shipped().recipes if apart(r) and r.like.regime == regime)

@@ -42,7 +42,7 @@ from vramcalc.profiling.measure.smallest import resolution_of, search
 from vramcalc.profiling.real.build import attention_of, build, quantised_model
 from vramcalc.profiling.real.libraries import attach, build_model, forget_optimizers
 from vramcalc.profiling.row_figures import inconsistencies
-from vramcalc.profiling.rows import ProfileRow, Recipe, read_profiles
+from vramcalc.profiling.rows import ProfileRow, RunSettings, read_profiles
 from vramcalc.profiling.trace import fake_device as fake
 from vramcalc.units import MIB
 
@@ -80,7 +80,9 @@ def take(asked: Job, device: Any, use: Any = None, *, find_smallest: bool = Fals
 
 def row_of(asked: Job, found: dict[str, Any]) -> ProfileRow:
     """As if the counted device were a GPU."""
-    made = Recipe(model=asked.model, method=asked.method, training=asked.training, stack=asked.stack, device="cuda")
+    made = RunSettings(
+        model=asked.model, method=asked.method, training=asked.training, stack=asked.stack, device="cuda"
+    )
     return made_row(made, Place("cuda"), found)
 
 

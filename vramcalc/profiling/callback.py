@@ -160,11 +160,11 @@ class VramcalcCallback(TrainerCallback):  # type: ignore[misc]
     def _row(self, found: dict[str, Any]) -> Any:
         from vramcalc.inputs.hf_config import to_spec
         from vramcalc.profiling.in_a_process import made_row
-        from vramcalc.profiling.rows import Recipe
+        from vramcalc.profiling.rows import RunSettings
 
         model: nn.Module = self._model
         config = plain_config(model)
-        recipe = Recipe(
+        recipe = RunSettings(
             model=to_spec(config, config.get("_name_or_path") or "unnamed"),
             method=method_of(model),
             training=training_of(model, self._args, self._batches),

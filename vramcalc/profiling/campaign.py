@@ -20,7 +20,7 @@ from vramcalc.files.reading import read_text
 from vramcalc.inputs.job import Job
 from vramcalc.memory.estimate import make_job
 from vramcalc.profiling.in_a_process import Place
-from vramcalc.profiling.rows import Recipe
+from vramcalc.profiling.rows import RunSettings
 
 _TOP = ("name", "defaults", "jobs")
 _OWN = ("model", "method", "layers", "device", "find_smallest", "live_blocks", "expected_s")
@@ -40,7 +40,7 @@ class Planned:
         where: in the file.
     """
 
-    recipe: Recipe
+    recipe: RunSettings
     expected_s: float
     where: str
 
@@ -112,9 +112,9 @@ def read_campaign(path: Path, *, device: str = "cuda", where: Place | None = Non
     return Campaign(name, tuple(jobs.values()), n - len(jobs))
 
 
-def recipe_of(job: Job, **how: Any) -> Recipe:
+def recipe_of(job: Job, **how: Any) -> RunSettings:
     """How to measure a job."""
-    return Recipe(model=job.model, method=job.method, training=job.training, stack=job.stack, **how)
+    return RunSettings(model=job.model, method=job.method, training=job.training, stack=job.stack, **how)
 
 
 def planned_job(settings: Mapping[str, Any], where: Place | None = None, *, place_in_file: str = "") -> Planned:
@@ -137,7 +137,7 @@ def planned_job(settings: Mapping[str, Any], where: Place | None = None, *, plac
     return Planned(_checked(job, how), expected_s, place_in_file)
 
 
-def _checked(job: Job, how: dict[str, Any]) -> Recipe:
+def _checked(job: Job, how: dict[str, Any]) -> RunSettings:
     from pydantic import ValidationError
 
     try:

@@ -27,7 +27,7 @@ from vramcalc.inputs.machine.detect import Detection, detect_gpus
 from vramcalc.inputs.stack import Gpu, Stack
 from vramcalc.profiling.installed_versions import installed_versions
 from vramcalc.profiling.row_log import locked
-from vramcalc.profiling.rows import ProfileRow, Recipe, measurement_key
+from vramcalc.profiling.rows import ProfileRow, RunSettings, measurement_key
 
 LIMIT_S = 900.0
 """A job that takes longer is given up, and says so."""
@@ -55,7 +55,7 @@ class Place:
     uuid: str | None = None
     driver: str | None = None
 
-    def key(self, recipe: Recipe) -> tuple[str, ...]:
+    def key(self, recipe: RunSettings) -> tuple[str, ...]:
         """What makes a measurement another one; see :attr:`~vramcalc.profiling.rows.ProfileRow.key`."""
         return measurement_key(recipe.job_id, self.gpu, versions())
 
@@ -102,7 +102,7 @@ class Worker:
         where: the device.
     """
 
-    def __init__(self, recipe: Recipe, where: Place) -> None:
+    def __init__(self, recipe: RunSettings, where: Place) -> None:
         self._recipe, self._where = recipe, where
         self._timed_out = False
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
@@ -189,7 +189,7 @@ def environment(stack: Stack) -> dict[str, str]:
     return kept | ({"PYTORCH_CUDA_ALLOC_CONF": ",".join(parts)} if parts else {})
 
 
-def made_row(recipe: Recipe, where: Place, found: dict[str, Any], *, source: str = "profile") -> ProfileRow:
+def made_row(recipe: RunSettings, where: Place, found: dict[str, Any], *, source: str = "profile") -> ProfileRow:
     """A row from what was found out about a job.
 
     Args:

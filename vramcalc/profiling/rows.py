@@ -33,7 +33,7 @@ class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class Recipe(_Record):
+class RunSettings(_Record):
     """Everything that says which job is measured, and how."""
 
     model: ModelSpec
@@ -198,7 +198,7 @@ class ProfileRow(_Record):
     source: Literal["profile", "callback"]
     """The project's own loop, or a user's Trainer."""
     recorded_at: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")]
-    recipe: Recipe
+    recipe: RunSettings
     machine: Machine
     versions: dict[str, str]
     outcome: Literal["measured", "out_of_memory", "failed"]

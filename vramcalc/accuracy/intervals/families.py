@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import get_args
 
-from vramcalc.memory.calibration.calibration import UNSPLIT, Calibration, Pool, Recipe, least_bytes
+from vramcalc.memory.calibration.calibration import UNSPLIT, Calibration, MeasuredRecipe, Pool, least_bytes
 from vramcalc.memory.calibration.conformal import LEVEL, quantile
 
 _ENOUGH = 20
@@ -20,14 +20,14 @@ _QUANTITY: Mapping[Pool, str] = {"allocated": "blocks", "reserved": "reserved", 
 _LARGE = 1 << 40  # of a recipe whose size is not known, so that nothing is taken for covered
 
 
-def family_of(recipe: Recipe) -> tuple[str, ...]:
+def family_of(recipe: MeasuredRecipe) -> tuple[str, ...]:
     """What tells families apart: the sources, and what of a job does."""
     return (" ".join(recipe.sources), *recipe.like.family)
 
 
-def folds(recipes: Sequence[Recipe]) -> Iterator[tuple[list[Recipe], list[Recipe]]]:
+def folds(recipes: Sequence[MeasuredRecipe]) -> Iterator[tuple[list[MeasuredRecipe], list[MeasuredRecipe]]]:
     """Every family, and all the others."""
-    families: dict[tuple[str, ...], list[Recipe]] = defaultdict(list)
+    families: dict[tuple[str, ...], list[MeasuredRecipe]] = defaultdict(list)
     for recipe in recipes:
         families[family_of(recipe)].append(recipe)
     for own in families.values():
@@ -35,7 +35,7 @@ def folds(recipes: Sequence[Recipe]) -> Iterator[tuple[list[Recipe], list[Recipe
         yield own, [r for r in recipes if r.recipe_id not in names]
 
 
-def stretches(recipes: Sequence[Recipe]) -> Mapping[str, float]:
+def stretches(recipes: Sequence[MeasuredRecipe]) -> Mapping[str, float]:
     """What makes intervals hold their share of families left out, by pool, or pool and regime: added to both ends.
 
     Each figure of a family that is left out is held against its interval by the others: how far outside it lies is a
@@ -67,6 +67,6 @@ def stretches(recipes: Sequence[Recipe]) -> Mapping[str, float]:
     return {name: max(0.0, quantile(scores[name], 0.0)) for name in kept}
 
 
-def stretch_name(pool: Pool, recipe: Recipe) -> str:
+def stretch_name(pool: Pool, recipe: MeasuredRecipe) -> str:
     """A pool with the regime of a recipe."""
     return " ".join((pool, *recipe.like.regime))

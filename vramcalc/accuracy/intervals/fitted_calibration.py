@@ -17,7 +17,15 @@ from vramcalc.accuracy.intervals.families import stretches
 from vramcalc.accuracy.memory.measurements import predict, quantity_of, read_measurements
 from vramcalc.inputs.job import Job
 from vramcalc.inputs.stack import Gpu
-from vramcalc.memory.calibration.calibration import POOLS, UNSPLIT, Calibration, ContextTerm, Pool, Recipe, Tried
+from vramcalc.memory.calibration.calibration import (
+    POOLS,
+    UNSPLIT,
+    Calibration,
+    ContextTerm,
+    MeasuredRecipe,
+    Pool,
+    Tried,
+)
 from vramcalc.memory.calibration.conformal import quantile
 from vramcalc.memory.calibration.similarity import likeness, recipe_id
 from vramcalc.memory.context import documented
@@ -53,7 +61,7 @@ class _Runs:
         if pool == "reserved":
             self.reserved[run] = measured
 
-    def made(self, name: str) -> Recipe:
+    def made(self, name: str) -> MeasuredRecipe:
         architecture = self.gpu.architecture or ""
         if self.process and not self.reserved:
             # Of a run whose process alone was seen, what it has beyond the context is what was reserved.
@@ -62,7 +70,7 @@ class _Runs:
             self.errors["reserved"] = [math.log(n / predicted) for n in beyond if n > 0]
         # Beside a predicted reserved peak the error of that prediction, gigabytes at times, would pass for a context.
         beside = [n - self.reserved[run] for run, n in self.process.items() if run in self.reserved]
-        return Recipe(
+        return MeasuredRecipe(
             recipe_id=name,
             model=self.job.model.name,
             gpu=self.gpu.gpu_id,
@@ -76,7 +84,7 @@ class _Runs:
         )
 
 
-def published(path: Path | None = None) -> list[Recipe]:
+def published(path: Path | None = None) -> list[MeasuredRecipe]:
     """Recipes of a table of measurements, by default the shipped one."""
     found: dict[str, _Runs] = {}
     rows = read_measurements(path or tables.directory() / "measurements.csv")
@@ -96,7 +104,7 @@ def published(path: Path | None = None) -> list[Recipe]:
     return [runs.made(name) for name, runs in sorted(found.items())]
 
 
-def profiled(rows: Iterable[ProfileRow]) -> list[Recipe]:
+def profiled(rows: Iterable[ProfileRow]) -> list[MeasuredRecipe]:
     """Recipes of profiles; runs without a GPU, or that ended early, say nothing about memory."""
     found: dict[str, _Runs] = {}
     for n, row in enumerate(rows):
@@ -115,7 +123,7 @@ def profiled(rows: Iterable[ProfileRow]) -> list[Recipe]:
     return [runs.made(name) for name, runs in sorted(found.items())]
 
 
-def merged(recipes: Sequence[Recipe], more: Sequence[Recipe]) -> list[Recipe]:
+def merged(recipes: Sequence[MeasuredRecipe], more: Sequence[MeasuredRecipe]) -> list[MeasuredRecipe]:
     """Recipes, those of the same id put together."""
     found = {r.recipe_id: r for r in recipes}
     for r in more:
@@ -138,7 +146,7 @@ def merged(recipes: Sequence[Recipe], more: Sequence[Recipe]) -> list[Recipe]:
 
 
 def fit_calibration(
-    recipes: Sequence[Recipe], *, tried: bool = True, stretch: Mapping[str, float] | None = None
+    recipes: Sequence[MeasuredRecipe], *, tried: bool = True, stretch: Mapping[str, float] | None = None
 ) -> Calibration:
     """Contexts, the errors of the recipes, and on request terms put to the test.
 
@@ -157,7 +165,7 @@ def middle(weighted: Iterable[tuple[float, float]]) -> float:
     return quantile(weighted, 0.0, 0.5)
 
 
-def _contexts(recipes: Sequence[Recipe]) -> tuple[dict[str, ContextTerm], list[Tried]]:
+def _contexts(recipes: Sequence[MeasuredRecipe]) -> tuple[dict[str, ContextTerm], list[Tried]]:
     """Contexts of the generations where the fit helps with recipes it has not seen."""
     found: dict[str, ContextTerm] = {}
     tests = []
@@ -179,11 +187,11 @@ def _contexts(recipes: Sequence[Recipe]) -> tuple[dict[str, ContextTerm], list[T
     return found, tests
 
 
-def _context(recipes: Sequence[Recipe]) -> int:
+def _context(recipes: Sequence[MeasuredRecipe]) -> int:
     return int(middle((n, 1 / len(r.context_bytes)) for r in recipes for n in r.context_bytes))
 
 
-def _process_error(r: Recipe, context_bytes: float) -> float:
+def _process_error(r: MeasuredRecipe, context_bytes: float) -> float:
     return _mean(abs(math.log(n / (r.predicted_bytes["reserved"] + context_bytes))) for n in r.process_bytes)
 
 
@@ -192,9 +200,9 @@ def _mean(values: Iterable[float]) -> float:
     return sum(listed) / len(listed) if listed else 0.0
 
 
-def _candidates(recipes: Sequence[Recipe]) -> Iterator[Tried]:
+def _candidates(recipes: Sequence[MeasuredRecipe]) -> Iterator[Tried]:
     """Terms that could stand for what the walk does not see; each is held against models it was not fitted to."""
-    candidates: tuple[tuple[str, Pool, str, Callable[[Recipe], bool]], ...] = (
+    candidates: tuple[tuple[str, Pool, str, Callable[[MeasuredRecipe], bool]], ...] = (
         ("workspaces of cuBLAS and cuBLASLt beyond those of the walk", "allocated", "MiB", lambda r: True),
         ("blocks that are not split while 4-bit weights load", "allocated", "MiB", _qlora),
         ("allocator spread", "reserved", "of the reserved memory", lambda r: True),
@@ -213,15 +221,15 @@ def _candidates(recipes: Sequence[Recipe]) -> Iterator[Tried]:
             )  # fmt: skip
 
 
-def _qlora(r: Recipe) -> bool:
+def _qlora(r: MeasuredRecipe) -> bool:
     return r.like.regime[0] == "qlora"
 
 
-def _eager(r: Recipe) -> bool:
+def _eager(r: MeasuredRecipe) -> bool:
     return r.like.regime[1] == "eager"
 
 
-def _size(recipes: Sequence[Recipe], pool: Pool, share: bool) -> float:
+def _size(recipes: Sequence[MeasuredRecipe], pool: Pool, share: bool) -> float:
     """The middle of what is missing, at least nothing: MiB, or a share of what is predicted."""
     missing = [
         (math.expm1(e) * (1 if share else r.predicted_bytes[pool] / MIB), 1 / len(r.errors[pool]))
@@ -231,20 +239,20 @@ def _size(recipes: Sequence[Recipe], pool: Pool, share: bool) -> float:
     return max(0.0, middle(missing))
 
 
-def _error_with(r: Recipe, pool: Pool, size: float, share: bool) -> float:
+def _error_with(r: MeasuredRecipe, pool: Pool, size: float, share: bool) -> float:
     added = math.log1p(size if share else size * MIB / r.predicted_bytes[pool])
     return _mean(abs(e - added) for e in r.errors[pool])
 
 
 def _test(
-    recipes: Sequence[Recipe],
+    recipes: Sequence[MeasuredRecipe],
     name: str,
     pool: str,
     size: float,
     unit: str,
-    fold: Callable[[Recipe], str],
-    error: Callable[[Recipe, float], float],
-    refit: Callable[[list[Recipe]], float | None],
+    fold: Callable[[MeasuredRecipe], str],
+    error: Callable[[MeasuredRecipe, float], float],
+    refit: Callable[[list[MeasuredRecipe]], float | None],
     start: float,
 ) -> Tried:
     """Errors without a term, and with the term fitted to the other folds."""

@@ -10,12 +10,12 @@ from typing import Literal, get_args
 
 from vramcalc.accuracy.intervals.families import family_of, stretches
 from vramcalc.accuracy.intervals.fitted_calibration import fit_calibration
-from vramcalc.memory.calibration.calibration import UNSPLIT, Calibration, Pool, Recipe, interval_around
+from vramcalc.memory.calibration.calibration import UNSPLIT, Calibration, MeasuredRecipe, Pool, interval_around
 from vramcalc.memory.calibration.conformal import LEVEL
 
 LeftOut = Literal["recipe", "family", "model", "GPU", "source"]
 LEFT_OUT: tuple[LeftOut, ...] = get_args(LeftOut)
-_KEYS: dict[LeftOut, Callable[[Recipe], tuple[str, ...]]] = {
+_KEYS: dict[LeftOut, Callable[[MeasuredRecipe], tuple[str, ...]]] = {
     "recipe": lambda r: (r.recipe_id,),
     "family": lambda r: ("|".join(family_of(r)),),
     "model": lambda r: (r.model,),
@@ -41,7 +41,7 @@ class Held:
         high: upper end.
     """
 
-    recipe: Recipe
+    recipe: MeasuredRecipe
     quantity: str
     weight: float
     error: float
@@ -69,7 +69,7 @@ class Held:
         return self.high - self.low + 2 / (1 - LEVEL) * outside
 
 
-def held(recipe: Recipe, c: Calibration, level: float = LEVEL) -> Iterator[Held]:
+def held(recipe: MeasuredRecipe, c: Calibration, level: float = LEVEL) -> Iterator[Held]:
     """The figures of a recipe beside intervals of a calibration."""
     for quantity, value in _predicted(recipe, c).items():
         context, unsplit = c.context(recipe.architecture, recipe.capability), recipe.predicted_bytes.get(UNSPLIT, 0)
@@ -81,7 +81,7 @@ def held(recipe: Recipe, c: Calibration, level: float = LEVEL) -> Iterator[Held]
             yield Held(recipe, quantity, 1 / len(errors), error, low, high)
 
 
-def _predicted(recipe: Recipe, c: Calibration) -> dict[str, int]:
+def _predicted(recipe: MeasuredRecipe, c: Calibration) -> dict[str, int]:
     """What is predicted of the quantities that were measured; of snapshots, the peak that they are below. [B]"""
     sizes = recipe.predicted_bytes
     found = {q: sizes.get(pool, sizes.get("allocated", 0)) for q, pool in _POOLS.items() if recipe.errors.get(pool)}
@@ -90,7 +90,7 @@ def _predicted(recipe: Recipe, c: Calibration) -> dict[str, int]:
     return found
 
 
-def held_out(recipes: Sequence[Recipe], left_out: LeftOut) -> list[Held]:
+def held_out(recipes: Sequence[MeasuredRecipe], left_out: LeftOut) -> list[Held]:
     """Every figure beside the interval of a fit without its recipe, family, model, GPU or source.
 
     Args:

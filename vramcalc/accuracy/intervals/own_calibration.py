@@ -14,7 +14,7 @@ from vramcalc.errors import DataError
 from vramcalc.files.folders import data_folder
 from vramcalc.files.reading import read_bytes
 from vramcalc.files.writing import write_whole
-from vramcalc.memory.calibration.calibration import Calibration, Recipe
+from vramcalc.memory.calibration.calibration import Calibration, MeasuredRecipe
 from vramcalc.memory.calibration.file import current, digest, own_path, read, shipped, to_json
 from vramcalc.profiling.rows import ProfileRow, read_profiles
 
@@ -41,7 +41,7 @@ class Refit:
 
     before: Calibration
     after: Calibration
-    own: tuple[Recipe, ...]
+    own: tuple[MeasuredRecipe, ...]
     score_before: float
     score_after: float
     coverage_before: tuple[Coverage, ...]

@@ -43,7 +43,7 @@ _PER_SETTING = 0.1
 
 
 @dataclass(frozen=True)
-class Recipe:
+class MeasuredRecipe:
     """Measured runs of one recipe on one kind of GPU.
 
     Attributes:
@@ -136,14 +136,14 @@ class Calibration:
         note: which calibration it is, where it is not the shipped one, or why it is.
     """
 
-    recipes: tuple[Recipe, ...]
+    recipes: tuple[MeasuredRecipe, ...]
     contexts: Mapping[str, ContextTerm]
     tried: tuple[Tried, ...] = ()
     stretch: Mapping[str, float] = field(default_factory=dict)
     note: str = ""
     _made: dict[Any, Any] = field(default_factory=dict, repr=False)
 
-    def without(self, left_out: Callable[[Recipe], bool]) -> Calibration:
+    def without(self, left_out: Callable[[MeasuredRecipe], bool]) -> Calibration:
         """The same but for some recipes; contexts stay as they are."""
         return replace(self, recipes=tuple(r for r in self.recipes if not left_out(r)), _made={})
 
@@ -187,7 +187,7 @@ class Calibration:
     def _spread_apart(self, pool: Pool, wider: Spread) -> Spread:
         return Spread.of(_errors(pool, (r for r in self.recipes if _apart(pool, r.like))), wider, UNSEEN)
 
-    def _usual(self, pool: Pool) -> list[Recipe]:
+    def _usual(self, pool: Pool) -> list[MeasuredRecipe]:
         return [r for r in self.recipes if pool in r.errors and not _apart(pool, r.like)]
 
     def between_groups(self, pool: Pool) -> Spread:
@@ -230,7 +230,7 @@ def _apart(pool: Pool, like: Likeness) -> bool:
     return any(like.traits.get(name) in values for name, values in _APART.get(pool, {}).items())
 
 
-def _errors(pool: Pool, recipes: Iterable[Recipe]) -> list[tuple[float, float]]:
+def _errors(pool: Pool, recipes: Iterable[MeasuredRecipe]) -> list[tuple[float, float]]:
     """Errors of a pool with their weights; every recipe counts alike."""
     return [(error, 1 / len(errors)) for r in recipes if (errors := r.errors.get(pool)) for error in errors]
 

@@ -14,7 +14,7 @@ from vramcalc import tables
 from vramcalc.errors import DataError, shown
 from vramcalc.files.folders import data_folder
 from vramcalc.files.reading import read_text
-from vramcalc.memory.calibration.calibration import Calibration, ContextTerm, Recipe, Tried
+from vramcalc.memory.calibration.calibration import Calibration, ContextTerm, MeasuredRecipe, Tried
 from vramcalc.memory.calibration.similarity import Likeness
 
 SCHEMA, VERSION = "vramcalc-calibration", 2
@@ -182,13 +182,13 @@ def _made(data: Mapping[str, Any]) -> Calibration:
     )
 
 
-def _recipe(row: Mapping[str, Any]) -> Recipe:
+def _recipe(row: Mapping[str, Any]) -> MeasuredRecipe:
     plain = {n: v for n, v in row.items() if n not in ("regime", "traits", "sizes")}
     method, attention = row["regime"]
     tuples = {n: tuple(v) for n, v in plain.items() if isinstance(v, list)}
     errors = {pool: tuple(found) for pool, found in row["errors"].items()}
     like = Likeness((method, attention), row["traits"], row["sizes"])
-    return Recipe(**{**plain, **tuples, "errors": errors, "like": like})
+    return MeasuredRecipe(**{**plain, **tuples, "errors": errors, "like": like})
 
 
 def to_json(c: Calibration, made_from: str = "") -> str:
@@ -212,7 +212,7 @@ def _rounded(plain: dict[str, Any]) -> dict[str, Any]:
     return {n: round(v, _FIGURES) if isinstance(v, float) else v for n, v in plain.items()}
 
 
-def _row(r: Recipe) -> dict[str, Any]:
+def _row(r: MeasuredRecipe) -> dict[str, Any]:
     like = r.like
     return {
         **{n: getattr(r, n) for n in ("recipe_id", "model", "gpu", "architecture", "sources")},

@@ -42,7 +42,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     """Measure what is asked for.
 
     Args:
-        request: the fields of a ``profiles.Recipe``, and ``gpu_uuid`` for NVML.
+        request: the fields of a ``profiles.RunSettings``, and ``gpu_uuid`` for NVML.
     """
     from pydantic import TypeAdapter
 

@@ -11,7 +11,7 @@ from vramcalc.inputs.job import Job
 from vramcalc.memory.estimate import estimate_job
 from vramcalc.profiling.campaign import Campaign
 from vramcalc.profiling.row_figures import FirstStep, as_measurement, inconsistencies, job_of
-from vramcalc.profiling.rows import Peaks, ProfileRow, Recipe
+from vramcalc.profiling.rows import Peaks, ProfileRow, RunSettings
 from vramcalc.profiling.run_campaign import Summary
 from vramcalc.show.plaintext import table, wrapped, wrapped_lines
 from vramcalc.show.words import SHORT_DTYPES, method_line, recipe_lines
@@ -122,7 +122,7 @@ def _remarks(row: ProfileRow) -> list[str]:
     return ["\n".join(told)] if told else []
 
 
-def recipe_line(recipe: Recipe) -> str:
+def recipe_line(recipe: RunSettings) -> str:
     """One job in a line."""
     t, job = recipe.training, Job(recipe.model, recipe.method, recipe.training, recipe.stack)
     extra = "".join(
