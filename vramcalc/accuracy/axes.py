@@ -1,4 +1,4 @@
-"""What jobs are told apart by when the accuracy of predictions is reported."""
+"""Job properties that tables of accuracy are grouped by."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading files that a user names: whole, of a size that makes sense, and never something that has no end.
+"""Reading files that users name: whole, of a bounded size, and never a pipe or a device.
 
 A pipe, a device or a socket could be read for ever; a file of gigabytes is not what was meant. Both are told from a
 good file before anything is read, and every refusal is an ``OSError`` whose ``strerror`` says why, as those of the

@@ -1,4 +1,4 @@
-"""A job whose release of transformers is not known: the likeliest that can run it, and the others that may have."""
+"""A job whose release of transformers is not known: the likeliest release, and the others that it may have used."""
 
 from __future__ import annotations
 

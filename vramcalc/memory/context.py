@@ -1,4 +1,4 @@
-"""What a program's text cannot show: the CUDA context of a process, as torch's messages about missing memory tell it.
+"""How much the CUDA context of a process takes on each GPU generation, from published out-of-memory messages.
 
 Such a message says what the process has in use, what torch allocated and what it keeps unallocated; the rest is the
 context. ``tables/runtime.csv`` has the messages that people published of a single process, each rounded as printed.

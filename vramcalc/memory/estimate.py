@@ -1,4 +1,4 @@
-"""From a model's name to an exact peak: the one place where the parts meet."""
+"""Estimate the memory of a fine-tuning job: from a model's name to its peaks."""
 
 from __future__ import annotations
 

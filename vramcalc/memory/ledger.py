@@ -1,4 +1,4 @@
-"""What is alive at the highest instant: every byte a named row."""
+"""The tensors alive when a step's memory peaks: every byte a named row."""
 
 from __future__ import annotations
 

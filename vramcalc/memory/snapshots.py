@@ -1,4 +1,4 @@
-"""What is allocated between the phases of a run, where peaks say nothing: after loading, after a forward pass."""
+"""Allocated memory between the phases of a run, such as after loading or after a forward pass."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What published runs reserve for a reason that is not known, as a term of its own."""
+"""Memory that published runs reserve for an unknown reason, as a term of its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The walks of a job: a steady step for its tensors and the first ones for the allocator, or the listed ones for both.
+"""Which training steps of a job are walked: a steady one for its tensors and the first ones for the allocator.
 
 Steps whose lengths are listed (``seq_lens``) are a run: exactly those, the first of which finds no optimizer states.
 Every number of such a job is of the listed steps.

@@ -1,4 +1,4 @@
-"""What travels with a result: settings that work but surprise, and parts that nobody has checked on a GPU."""
+"""Warnings that travel with a result: settings that work but surprise, and parts that nobody has checked on a GPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An estimate held against a GPU's memory."""
+"""Whether a job fits a GPU: its estimate held against the memory that is free."""
 
 from __future__ import annotations
 

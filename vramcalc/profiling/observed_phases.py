@@ -1,4 +1,4 @@
-"""Phases of a step that somebody else wrote: forward, backward and optimizer, seen from outside."""
+"""Memory by phase of a training loop that somebody else wrote: forward, backward and optimizer, seen from outside."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a profile row says: the job for :func:`vramcalc.estimate`, figures by name, whether they can be true at once."""
+"""What a profile row measured: its job for :func:`vramcalc.estimate`, and its figures by name, if they can be true."""
 
 from __future__ import annotations
 

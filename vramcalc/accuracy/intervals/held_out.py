@@ -1,4 +1,4 @@
-"""Whether intervals hold what they have not seen: a recipe, family, model, GPU or source left out at a time."""
+"""How often intervals hold runs they have not seen: a recipe, family, model, GPU or source left out at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the rows of a file of measurements say about the jobs they were taken of, and which figure each row is."""
+"""From a row of published measurements to the job it measured, and which of the job's figures it gives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lengths of batches that nobody published, from what was: the history that reserved memory depends on."""
+"""Sequence lengths of PEFT's benchmark, inferred from its published means; reserved memory depends on them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows that share a cell: one source, GPU, model, batch, length and checkpointing, so that the method alone differs.
+"""Published speeds that differ in the method alone: rows of one source, GPU, model, batch, length and checkpointing.
 
 What is wrong with a source, its host, its trainer or its clock, is wrong with every row of a cell, and cancels in a
 ratio. So does a length that nobody published: where only the longest there may be is known, but all rows of a cell ran

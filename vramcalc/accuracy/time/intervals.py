@@ -1,4 +1,4 @@
-"""How far a predicted time may be off: errors of predictions that a fit made without having seen what it predicts.
+"""Errors of predicted step times, each by a fit that has not seen what it predicts.
 
 The model says of each prediction how far off it expects to be. Fits without the row's model, its source or its GPU
 show how far off such predictions really were, in units of what was expected; the factor that holds nine in ten of these

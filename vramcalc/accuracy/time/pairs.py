@@ -1,4 +1,4 @@
-"""Ratios of two methods' steps, measured and predicted: pairs of rows of one cell, so that a source's errors cancel.
+"""Ratios of two methods' step times, measured and predicted, from pairs of rows of one cell.
 
 Rows of a cell are compared where kernels, attention and loss are the same too; repeated rows of a method count as one,
 by the mean of their logarithms. A micro-step is what is compared, so that accumulation may differ.

@@ -1,4 +1,4 @@
-"""What errors that were seen say about one that was not: weighted conformal quantiles, and spreads made of them.
+"""Quantiles and spreads of errors for a run that nobody has measured: weighted conformal inference.
 
 Split conformal inference puts the one error that nobody has seen beyond all others. With few rows every interval would
 then be infinite, so here the unseen error is spread as errors of a wider pool are, and at the root as a Laplace

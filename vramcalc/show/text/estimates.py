@@ -1,4 +1,4 @@
-"""Results as plain text for a terminal."""
+"""Estimates, verdicts and fits as plain text for a terminal."""
 
 from __future__ import annotations
 
