@@ -179,7 +179,7 @@ class Adafactor(Optimizer):
             update = new(shape, "float32", "add eps")
             del square
             if factored:
-                for reduced in (shape[:-1], shape[-1:]):
+                for reduced in _factors(shape):
                     mean = new(reduced, "float32", "mean")
                     del mean
                 update = self._approximate(shape)
@@ -194,14 +194,14 @@ class Adafactor(Optimizer):
     def init(self, p: Parameter) -> None:
         """Second moments of rows and columns, or in full for vectors."""
         shape = p.tensor.shape
-        for kept in (shape[:-1], shape[-1:]) if len(shape) >= 2 else (shape,):
+        for kept in _factors(shape) if len(shape) >= 2 else (shape,):
             self.keep(p, kept, "float32", "exp_avg_sq")
 
     def _approximate(self, shape: Shape) -> Tensor:
         mean = self.e.new((*shape[:-2], 1), "float32", "mean of rows")
         r_factor = self.e.new(shape[:-1], "float32", "r_factor")
         del mean
-        c_factor = self.e.new(shape[-1:], "float32", "c_factor")
+        c_factor = self.e.new(_factors(shape)[1], "float32", "c_factor")
         result = self.e.new(shape, "float32", "update")
         del r_factor, c_factor
         return result
@@ -210,6 +210,11 @@ class Adafactor(Optimizer):
         rms = self._root_mean_square()
         divisor = self.e.new((), "float32", "div")
         del rms, divisor
+
+
+def _factors(shape: Shape) -> tuple[Shape, Shape]:
+    """Of rows and of columns, for every matrix of a stack."""
+    return shape[:-1], (*shape[:-2], shape[-1])
 
 
 class Bitsandbytes(Optimizer):
