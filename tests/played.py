@@ -28,10 +28,11 @@ def parameter(e: Engine, shape: Shape, dtype: str = "bfloat16", *, trained: bool
 
 
 def played(e: Engine, run: Callable[[], Any]) -> tuple[list[str], Any]:
-    """Bytes that are asked for, ``+``, and given back, ``-``, in order; what ran keeps its result alive."""
+    """Bytes asked for, ``+``, and given back, ``-``, in order, inputs aside; what ran keeps its result alive."""
     start = len(e.tape.events)
     result = run()
-    return [_line(e, event) for event in e.tape.events[start:]], result
+    lines = [_line(e, event) for event in e.tape.events[start:]]
+    return [line for line in lines if not line.endswith(" input")], result
 
 
 def peak(e: Engine, run: Callable[[], Any]) -> int:

@@ -138,7 +138,7 @@ def every() -> list[Mutant]:
 def report(chosen: list[Mutant], limit_s: float, jobs: int, output: Path | None) -> int:
     """Print survivors as they are found, and the counts."""
     known = equivalents()
-    asked = [m for m in chosen if m.key not in known]
+    asked = [m for m in chosen if not known or m.key not in known]
     killed, lived = 0, []
     for mutant, status, took_s in tested([None, *asked], limit_s, jobs):
         if mutant is None:
