@@ -11,14 +11,15 @@ from typing import Any
 import pytest
 from configs import CONFIGS
 
-from vramcalc.inputs.hf_config import to_spec
-from vramcalc.inputs.stack import ModelSpec, Stack
-from vramcalc.memory.estimate import make_job
-from vramcalc.shadow.engine import kernels
-from vramcalc.shadow.engine.sizes import Symbols, evaluate
-from vramcalc.shadow.engine.tape import ITEMSIZE
-from vramcalc.shadow.families.common.attention_kernel import attention_kernel
-from vramcalc.shadow.training.loop import Loop, Sizes
+from vramcalc.estimation import make_job
+from vramcalc.hfconfig import to_spec
+from vramcalc.shadow import kernels
+from vramcalc.shadow.dims import Symbols, evaluate
+from vramcalc.shadow.dispatch import attention_kernel
+from vramcalc.shadow.tape import ITEMSIZE
+from vramcalc.specs import ModelSpec, Stack
+from vramcalc.step import Loop, Sizes
+from vramcalc.torch_releases import wheel_of
 from vramcalc.units import KIB, MIB
 
 BATCH, HEADS, KV_HEADS, SEQ = 2, 6, 3, 1000
@@ -201,3 +202,71 @@ def test_heads_above_256_are_repeated_for_sdpa(head_dim: int, repeats: bool) -> 
     assert spec.num_key_value_heads < spec.num_attention_heads
     found = attention_kernel(spec, Stack(), dtype="bfloat16", masked=False, compute_capability=(8, 0))
     assert found[1] is repeats
+
+
+def test_a_softmaxs_gradient_is_multiplied_before_rows_are_summed() -> None:
+    """``softmax_backward_cuda_out``: ``grad * output`` in float32."""
+    assert sizes(kernels.softmax_backward(77)) == [4 * 77]
+
+
+@pytest.mark.parametrize("tokens", [1, 3072])
+def test_an_embedding_of_3072_tokens_and_fewer_has_a_kernel_of_its_own(tokens: int) -> None:
+    """``embedding_dense_backward_cuda``: ``num_indices <= 3072 && !scale_grad_by_freq``."""
+    assert kernels.embedding_backward(tokens, 1000, 64) == []
+
+
+@pytest.mark.parametrize(("tokens", "vocab", "segments"), [(3073, 1000, 1000), (3073, 5000, 3073), (4095, 4095, 4095)])
+def test_an_embedding_of_more_tokens_sorts_them(tokens: int, vocab: int, segments: int) -> None:
+    """``embedding_backward_cuda_kernel``: partial segments of ``NROWS_PER_THREAD`` = 10 tokens."""
+    partials = tokens // 10 + segments
+    found = sizes(kernels.embedding_backward(tokens, vocab, 64))
+    assert found == [8 * tokens] * 3 + [8 * segments] * 2 + [8 * partials, 4 * partials * 64]
+
+
+@pytest.mark.parametrize("itemsize", [2, 4])
+def test_a_four_bit_product_dequantises_the_weight(itemsize: int) -> None:
+    """``gemm_4bit``: nested scales become float32, and are copied once more when the offset is added."""
+    weight = 6400 * itemsize
+    assert sizes(kernels.gemm_4bit(6400, 64, True, itemsize)) == [400, 400, weight]
+    assert sizes(kernels.gemm_4bit(6400, 64, False, itemsize)) == [weight]
+
+
+CHOSEN: tuple[tuple[str, tuple[int, int], int, bool, bool, str], ...] = (
+    # Dtype, capability, width of a head, masked, grouped; the kernel.
+    ("bfloat16", (8, 0), 256, False, False, "flash"),
+    ("bfloat16", (8, 0), 257, False, False, "math"),
+    ("bfloat16", (8, 0), 264, False, False, "efficient"),
+    ("bfloat16", (8, 0), 192, False, True, "flash"),
+    ("bfloat16", (8, 6), 192, False, False, "flash"),
+    ("bfloat16", (8, 6), 200, False, False, "efficient"),
+    ("bfloat16", (8, 9), 224, False, False, "efficient"),
+    ("bfloat16", (12, 0), 200, False, False, "efficient"),
+    ("bfloat16", (8, 6), 232, False, False, "flash"),
+    ("bfloat16", (8, 0), 200, False, False, "flash"),
+    ("bfloat16", (8, 0), 128, True, False, "efficient"),
+    ("bfloat16", (8, 0), 128, True, True, "math"),
+    ("bfloat16", (8, 0), 12, True, False, "math"),
+    ("float32", (8, 0), 128, False, False, "efficient"),
+    ("float32", (8, 0), 12, False, False, "efficient"),
+    ("float32", (8, 0), 14, False, False, "math"),
+    ("float32", (7, 5), 13, False, False, "efficient"),
+    ("float16", (7, 5), 128, False, False, "efficient"),
+    ("float16", (7, 0), 12, False, False, "math"),
+    ("float16", (6, 1), 13, False, False, "efficient"),
+    ("bfloat16", (7, 5), 128, False, False, "math"),
+)
+
+
+@pytest.mark.parametrize(("dtype", "capability", "head_dim", "masked", "grouped", "kernel"), CHOSEN)
+def test_the_kernel_that_sdpa_takes(
+    dtype: str, capability: tuple[int, int], head_dim: int, masked: bool, grouped: bool, kernel: str
+) -> None:
+    """``select_sdp_backend``: flash up to 256, in training not 193 to 224 where shared memory is little.
+
+    ``minimum_gemm_alignment``: 8 halves from 7.0 on, 4 floats from 8.0 on, else one.
+    """
+    found = kernels.choose_sdpa_kernel(
+        "auto", dtype=dtype, masked=masked, grouped=grouped, head_dim=head_dim, compute_capability=capability,
+        wheel=wheel_of("2.13", None),
+    )  # fmt: skip
+    assert found == kernel

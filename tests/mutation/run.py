@@ -36,9 +36,9 @@ ROOT = HERE.parent.parent
 PACKAGE = ROOT / "vramcalc"
 MODULES = ("shadow/**/*.py", "memory/ledger.py", "memory/walks.py")
 TESTS = (
-    "kernels", "attention_kernels", "losses", "optim", "raw_loops", "snapshots", "releases", "torch_releases", "ends",
-    "expandable", "granite", "fused", "mixtral", "peft_runs", "alloc_conf", "allocator", "timeline", "laws", "grid",
-    "measured",
+    "kernels", "attention_kernels", "losses", "optim", "pieces", "raw_loops", "snapshots", "releases",
+    "torch_releases", "ends", "expandable", "granite", "fused", "mixtral", "peft_runs", "alloc_conf", "allocator",
+    "timeline", "laws", "grid", "measured",
 )  # fmt: skip
 """Files of tests that need no torch, quick ones first; every stored trace comes before them."""
 QUICK_ROWS = 120

@@ -1,0 +1,95 @@
+"""Small pieces of a step, line by line beside torch and bitsandbytes.
+
+References:
+    bitsandbytes 0.50 functional.py, autograd/_functions.py; pytorch torch/amp/grad_scaler.py,
+    torch/nn/utils/clip_grad.py; transformers models/llama/modeling_llama.py.
+"""
+
+from __future__ import annotations
+
+import pytest
+from played import engine, given, parameter, played
+
+from vramcalc.shadow import gradients, ops
+from vramcalc.shadow.quant import Linear4bit, Packed4bit
+from vramcalc.shadow.tape import ITEMSIZE, promote
+
+
+def test_an_element_has_its_bytes() -> None:
+    for n_bytes, names in ((1, "uint8 bool"), (2, "bfloat16 float16"), (4, "float32 int32"), (8, "float64 int64")):
+        assert {ITEMSIZE[name] for name in names.split()} == {n_bytes}
+    assert promote("bfloat16", "bfloat16") == "bfloat16"
+    assert promote("bfloat16", "float32") == promote("bfloat16", "float16") == "float32"
+
+
+@pytest.mark.parametrize(
+    ("nested", "scales"),
+    [
+        (True, "+513 scales, +12 scales of scales, +1024 8-bit code book, +4 offset of scales"),
+        (False, "+2052 scales"),
+    ],
+)
+def test_a_weight_in_four_bits(nested: bool, scales: str) -> None:
+    """``quantize_4bit``: two codes a byte, a scale per 64, of which 256 share one; 32,769 fill no last block."""
+    e = engine()
+    found, _ = played(e, lambda: Packed4bit(e.tape, "w", 32_769, 1, dtype="bfloat16", double_quant=nested))
+    assert ", ".join(found) == f"+16385 packed 4-bit weight, {scales}, +64 4-bit code book"
+
+
+def test_a_four_bit_layer_dequantises_in_both_passes() -> None:
+    """``MatMul4Bit``: by way of the scales; read in 16 bits and computed in float32, the weight is cast again."""
+    e = engine()
+    layer = Linear4bit(e, "w", 128, 64, dtype="bfloat16", bias_dtype=None, compute_dtype="float32", double_quant=True)
+    x = given(e, (2, 3, 128))
+    found, y = played(e, lambda: layer(x))
+    assert ", ".join(found) == (
+        "+3072 to, +512 4-bit product: scales, +512 4-bit product: scales with offset, "
+        "+32768 4-bit product: dequantised weight, +1536 matmul_4bit, -32768 4-bit product: dequantised weight, "
+        "-512 4-bit product: scales with offset, -512 4-bit product: scales, +768 to, -1536 matmul_4bit, -3072 to"
+    )
+    back = played(e, lambda: e.backward(y.node, given(e, y.shape, y.dtype, grad=False)))[0]
+    assert ", ".join(back) == (
+        "+1536 to backward, +512 dequantised scales, +16384 dequantised weight, -512 dequantised scales, "
+        "+32768 dequantised weight, cast, -16384 dequantised weight, +3072 matmul backward, "
+        "-32768 dequantised weight, cast, -1536 to backward, +1536 to backward, -3072 matmul backward"
+    )
+
+
+def test_a_loss_is_scaled_by_tensors_that_stay() -> None:
+    """``_lazy_init_scale_growth_tracker``, ``_unscale_grads_``: the inverse is worked out in float64."""
+    e = engine("float16")
+    scaler, loss = gradients.GradScaler(e), given(e, (), "float32")
+    assert played(e, lambda: scaler.scale(loss))[0][:3] == ["+4 loss scale", "+4 growth tracker", "+4 mul"]
+    found, _ = played(e, scaler.unscale)
+    assert ", ".join(found) == ("+8 to, +8 reciprocal, -8 to, +4 to, -8 reciprocal, +4 found_inf, -4 to")
+    assert played(e, scaler.update)[0] == ["-4 found_inf"]
+
+
+def test_gradients_are_clipped_by_scalars() -> None:
+    """``clip_grad_norm_``: a norm each, stacked; coefficients one after the other."""
+    e = engine()
+    weights = [parameter(e, (4, 5)), parameter(e, (3,))]
+    found, _ = played(e, lambda: gradients.clip_grad_norm(e, weights, 2))
+    assert ", ".join(found) == (
+        "+4 gradient norm, +4 gradient norm, +8 stack, +4 total norm, -8 stack, -4 gradient norm, -4 gradient norm, "
+        "+4 add, +4 reciprocal, +4 mul, -4 add, -4 reciprocal, +4 clamp, -4 mul, -4 total norm, -4 clamp"
+    )
+
+
+def test_a_norm_is_worked_out_in_float32() -> None:
+    """``LlamaRMSNorm.forward``: variables die where the source overwrites them."""
+    e = engine()
+    x, weight = given(e, (2, 3, 8)), parameter(e, (8,))
+    found, y = played(e, lambda: ops.rms_norm(e, x, weight))
+    back = played(e, lambda: e.backward(y.node, given(e, y.shape, y.dtype, grad=False)))[0]
+    assert ", ".join(found) == (
+        "+192 to, +192 pow, +24 mean, -192 pow, +24 add, +24 rsqrt, -24 add, +192 mul, +96 to, +96 mul, -192 mul, "
+        "-24 mean"
+    )
+    assert ", ".join(back) == (
+        "+96 mul backward, +96 mul backward, +16 sum, -96 mul backward, -96 to, +192 to backward, -96 mul backward, "
+        "+192 mul backward, +192 mul backward, +24 sum, -192 mul backward, -192 to backward, +24 pow, +24 mul, "
+        "+24 rsqrt backward, -24 mul, -24 pow, -24 sum, -24 rsqrt, +192 mean backward, -24 rsqrt backward, "
+        "+192 pow, +192 mul, +192 pow backward, -192 mul, -192 pow, -192 mean backward, -192 to, "
+        "-192 pow backward, +96 to backward, -192 mul backward"
+    )
