@@ -36,7 +36,7 @@ ROOT = HERE.parent.parent
 PACKAGE = ROOT / "vramcalc"
 MODULES = ("shadow/**/*.py", "memory/ledger.py", "memory/walks.py")
 TESTS = (
-    "kernels", "attention_kernels", "losses", "optim", "pieces", "raw_loops", "snapshots", "releases",
+    "kernels", "attention_kernels", "losses", "optim", "pieces", "fused_pieces", "raw_loops", "snapshots", "releases",
     "torch_releases", "ends", "expandable", "granite", "fused", "mixtral", "peft_runs", "alloc_conf", "allocator",
     "timeline", "laws", "grid", "measured",
 )  # fmt: skip
