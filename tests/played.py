@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from vramcalc.shadow.autograd import Engine
-from vramcalc.shadow.graph import Leaf, Parameter
-from vramcalc.shadow.tape import ITEMSIZE, Shape, Storage, Tape, Tensor
+from vramcalc.shadow.engine.autograd import Engine
+from vramcalc.shadow.engine.graph import Leaf, Parameter
+from vramcalc.shadow.engine.tape import ITEMSIZE, Shape, Storage, Tape, Tensor
 
 
 def engine(autocast: str | None = None) -> Engine:

@@ -10,8 +10,8 @@ import csv
 from collections.abc import Mapping
 from pathlib import Path
 
-from vramcalc.estimation import estimate_job
-from vramcalc.trace_grid import TracedRow, read_traces
+from vramcalc.accuracy.traces.table import TracedRow, read_traces
+from vramcalc.memory.estimate import estimate_job
 
 FILE = Path(__file__).parent / "reference" / "trace_differences.csv"
 COLUMNS = ("trace_id", "allocated_bytes", "reserved_bytes")

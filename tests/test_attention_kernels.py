@@ -10,10 +10,11 @@ from __future__ import annotations
 import pytest
 from played import engine, given, played
 
-from vramcalc.releases import release_of
-from vramcalc.shadow import attention, positions
-from vramcalc.shadow.masks import causal_mask
-from vramcalc.shadow.tape import Tensor
+from vramcalc.inputs.releases import release_of
+from vramcalc.shadow.engine import attention
+from vramcalc.shadow.engine.tape import Tensor
+from vramcalc.shadow.families.common import rotary
+from vramcalc.shadow.families.common.masks import causal_mask
 
 BATCH, SEQ, HEADS, WIDTH = 2, 10, 4, 12
 WINDOW = 8
@@ -145,7 +146,7 @@ def test_flash_attn_has_no_mask() -> None:
 )
 def test_rotary_positions_are_worked_out_in_float32(scales: bool, lines: str) -> None:
     e = engine()
-    assert ", ".join(played(e, lambda: positions.rotary_embedding(e, SEQ, 8, "bfloat16", scales=scales))[0]) == lines
+    assert ", ".join(played(e, lambda: rotary.rotary_embedding(e, SEQ, 8, "bfloat16", scales=scales))[0]) == lines
 
 
 # -- attention -------------------------------------------------------------------------------------------------------

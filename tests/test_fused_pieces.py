@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from played import engine, given, parameter, played
 
-from vramcalc.shadow import fused
-from vramcalc.shadow.quant import Packed4bit
+from vramcalc.shadow.fused import fms_acceleration
+from vramcalc.shadow.quantization.bitsandbytes import Packed4bit
 
 WEIGHT = "+4096 dequantised weight, +128 dequantised scales, -128 dequantised scales"
 A, B = "+256 cast adapter", "+512 cast adapter"
@@ -19,8 +19,8 @@ def test_an_adapter_in_float32_is_cast_wherever_it_is_used(over_input: bool) -> 
     packed = Packed4bit(e.tape, "w", 64, 32, dtype="bfloat16", double_quant=True)
     a, b = parameter(e, (4, 32), "float32"), parameter(e, (64, 4), "float32")
     x = given(e, (2, 5, 32))
-    adapted = [fused.Adapted(packed, a, b, drops=True)]
-    found, (y,) = played(e, lambda: fused.lora_products(e, x, adapted, "LoRA_W", over_input=over_input))
+    adapted = [fms_acceleration.Adapted(packed, a, b, drops=True)]
+    found, (y,) = played(e, lambda: fms_acceleration.lora_products(e, x, adapted, "LoRA_W", over_input=over_input))
     assert ", ".join(found) == (
         f"{WEIGHT}, +1280 matmul_lora, -4096 dequantised weight, +640 dropout, +320 dropout mask, -320 dropout mask, "
         f"{A}, +80 lora_A product, -256 cast adapter, {B}, +512 scaled lora_B, -512 cast adapter, "
@@ -42,7 +42,7 @@ def test_an_adapter_in_float32_is_cast_wherever_it_is_used(over_input: bool) -> 
 def test_fused_rotary_positions_copy_a_gradient_that_lies_head_by_head(head_major: bool, lines: list[str]) -> None:
     e = engine()
     x, cos, sin = given(e, (2, 4, 5, 8)), given(e, (5, 8), grad=False), given(e, (5, 8), grad=False)
-    found, y = played(e, lambda: fused.rotary(e, x, cos, sin, head_major_grad=head_major))
+    found, y = played(e, lambda: fms_acceleration.rotary(e, x, cos, sin, head_major_grad=head_major))
     assert found == []
     gradient = given(e, y.shape, y.dtype, grad=False)
     assert played(e, lambda: e.backward(y.node, gradient))[0] == lines

@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 from configs import CONFIGS
 
-from vramcalc.estimation import make_job
-from vramcalc.hfconfig import to_spec
-from vramcalc.shadow import kernels
-from vramcalc.shadow.dims import Symbols, evaluate
-from vramcalc.shadow.dispatch import attention_kernel
-from vramcalc.shadow.tape import ITEMSIZE
-from vramcalc.specs import ModelSpec, Stack
-from vramcalc.step import Loop, Sizes
-from vramcalc.torch_releases import wheel_of
+from vramcalc.inputs.hf_config import to_spec
+from vramcalc.inputs.stack import ModelSpec, Stack
+from vramcalc.inputs.torch_releases import wheel_of
+from vramcalc.memory.estimate import make_job
+from vramcalc.shadow.engine import kernels
+from vramcalc.shadow.engine.sizes import Symbols, evaluate
+from vramcalc.shadow.engine.tape import ITEMSIZE
+from vramcalc.shadow.families.common.attention_kernel import attention_kernel
+from vramcalc.shadow.training.loop import Loop, Sizes
 from vramcalc.units import KIB, MIB
 
 BATCH, HEADS, KV_HEADS, SEQ = 2, 6, 3, 1000

@@ -12,10 +12,10 @@ from hypothesis import given as draws
 from hypothesis import strategies as st
 from played import engine, given, parameter, peak, played
 
-from vramcalc.shadow import losses, plugin_losses
-from vramcalc.shadow.autograd import Engine
-from vramcalc.shadow.cross_entropy import causal_lm_loss, cross_entropy
-from vramcalc.shadow.tape import Tensor
+from vramcalc.shadow.engine.autograd import Engine
+from vramcalc.shadow.engine.tape import Tensor
+from vramcalc.shadow.training import fms_losses, losses
+from vramcalc.shadow.training.cross_entropy import causal_lm_loss, cross_entropy
 
 BATCH, SEQ, VOCAB = 2, 5, 7
 
@@ -226,7 +226,7 @@ def test_unsloths_loss_sums_a_wide_vocabulary_by_chunks(vocab: int, chunks: int)
     """``MAX_FUSED_SIZE`` is 65,536; ``torch.logsumexp`` over chunks has maxima and exponents of its own."""
     e = engine()
     logits = given(e, (BATCH, 3, vocab))
-    found, _ = played(e, lambda: plugin_losses.fused_cross_entropy(e, logits))
+    found, _ = played(e, lambda: fms_losses.fused_cross_entropy(e, logits))
     copy, shorter, by = 4 * BATCH * 3 * vocab, 4 * BATCH * 2 * vocab, 4 * 4 * chunks
     sums = "+16 logsumexp"
     if chunks > 1:
@@ -242,8 +242,8 @@ def test_the_plugins_linear_loss_raises_each_chunk() -> None:
     e = engine()
     hidden, weight = given(e, (BATCH, SEQ, 4)), parameter(e, (11, 4))
     kept = 64 + 64 + 88 + 64 + 32 + 8
-    assert peak(e, lambda: plugin_losses.fused_linear_loss(e, hidden, weight)) == kept + 88 + 88 + 176
-    found, loss = played(e, lambda: plugin_losses.fused_linear_loss(e, hidden, weight))
+    assert peak(e, lambda: fms_losses.fused_linear_loss(e, hidden, weight)) == kept + 88 + 88 + 176
+    found, loss = played(e, lambda: fms_losses.fused_linear_loss(e, hidden, weight))
     assert ", ".join(found[:7]) == (
         "+64 clone, +64 shifted labels, +88 grad_weight, +64 grad_input, +32 loss per token, +8 sum of the mask, "
         "+88 logits of a chunk"

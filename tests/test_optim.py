@@ -10,9 +10,9 @@ from __future__ import annotations
 import pytest
 from played import engine, given, parameter, played
 
-from vramcalc.shadow import optim
-from vramcalc.shadow.optim import Optimizer
-from vramcalc.shadow.tape import Shape
+from vramcalc.shadow.engine.tape import Shape
+from vramcalc.shadow.training import optimizers as optim
+from vramcalc.shadow.training.optimizers import Optimizer
 
 
 def stepped(name: str, shapes: list[Shape], dtypes: list[str] | None = None) -> tuple[list[str], Optimizer]:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import pytest
 from played import engine, given, parameter, played
 
-from vramcalc.shadow import gradients, ops
-from vramcalc.shadow.quant import Linear4bit, Packed4bit
-from vramcalc.shadow.tape import ITEMSIZE, promote
+from vramcalc.shadow.engine import ops
+from vramcalc.shadow.engine import scaling_and_clipping as gradients
+from vramcalc.shadow.engine.tape import ITEMSIZE, promote
+from vramcalc.shadow.quantization.bitsandbytes import Linear4bit, Packed4bit
 
 
 def test_an_element_has_its_bytes() -> None:

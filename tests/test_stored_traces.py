@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from stored_traces import as_known, known
 
-from vramcalc.trace_grid import read_traces
+from vramcalc.accuracy.traces.table import read_traces
 
 ROWS = read_traces()
 
