@@ -79,7 +79,7 @@ def read_quantised(
 
 
 _PLAIN = ("weight", "bias")
-_ENDS = ("embed_tokens", "lm_head")
+_ENDS = ("embed_tokens.weight", "lm_head.weight")
 
 
 def _added(birth: Birth) -> bool:
