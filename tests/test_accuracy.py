@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,20 @@ from command import run
 
 from vramcalc.accuracy.memory.accuracy import Accuracy, accuracy
 from vramcalc.accuracy.memory.measured_jobs import settings_of
-from vramcalc.accuracy.memory.measurements import COLUMNS, predict, read_measurements
+from vramcalc.accuracy.memory.measurements import COLUMNS, PredictedRow, predict, read_measurements
+from vramcalc.accuracy.published_rows import Row
 from vramcalc.errors import DataError
 
 PATH = Path(__file__).resolve().parent.parent / "tables" / "measurements.csv"
 TABLE = read_measurements(PATH)
+
+
+def written(file: Path, rows: Iterable[Row], columns: Iterable[str] = tuple(TABLE[0])) -> Path:
+    with file.open("w", newline="") as out:
+        writer = csv.DictWriter(out, list(columns), extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    return file
 
 
 @pytest.fixture(scope="module")
@@ -170,12 +180,7 @@ def test_only_accelerate_converts_outputs(found: Accuracy, stack: str, converts:
 
 def test_any_file_in_the_schema_is_read(tmp_path: Path, found: Accuracy) -> None:
     good = next(p for p in found.predictions if p.predicted_bytes)
-    file = tmp_path / "mine.csv"
-    with file.open("w", newline="") as out:
-        writer = csv.DictWriter(out, COLUMNS, extrasaction="ignore")
-        writer.writeheader()
-        writer.writerow(good.row)
-    (again,) = accuracy(file).predictions
+    (again,) = accuracy(written(tmp_path / "mine.csv", [good.row], COLUMNS)).predictions
     assert again.predicted_bytes == good.predicted_bytes
 
 
@@ -187,12 +192,25 @@ def test_other_files_are_refused(tmp_path: Path, text: str) -> None:
         accuracy(file)
 
 
+def kind(p: PredictedRow) -> tuple[object, ...]:
+    """What decides where a row is counted."""
+    return *(p.row[c] for c in ("stack", "method", "metric", "seq_kind")), p.reason, bool(p.assumed), p.error is None
+
+
 def test_the_command_prints_what_the_library_finds(tmp_path: Path, found: Accuracy) -> None:
-    text = run("accuracy", str(PATH)).out
-    for group in found.groups:
+    """Of the rows that are worst, and of one of every other kind."""
+    worst = {g.worst_case for groups in (found.groups, found.apart, found.unnamed) for g in groups}
+    some = worst | {p.row["case_id"] for p in {kind(p): p for p in found.predictions}.values()}
+    file = written(tmp_path / "some.csv", (row for row in TABLE if row["case_id"] in some))
+    library = accuracy(file)
+    assert [g.worst_case for g in library.groups] == [g.worst_case for g in found.groups]
+    assert {*library.unsupported} == {*found.unsupported}
+    text = run("accuracy", str(file)).out
+    for group in library.groups:
         assert group.worst_case in text
-    answer: dict[str, Any] = json.loads(run("accuracy", str(PATH), "--json", "--rows").out)
-    assert len(answer["rows"]) == len(TABLE)
+    answer: dict[str, Any] = run("accuracy", str(file), "--json", "--rows").json
+    assert answer == json.loads(json.dumps(library.to_dict(rows=True)))
+    assert {row["case_id"] for row in answer["rows"]} == some
     assert set(answer["rows"][0]) == {
         "case_id", "metric", "n_gpus", "value_bytes", "predicted_bytes", "low_bytes", "high_bytes", "reason",
         "assumed_transformers",

@@ -8,8 +8,9 @@ import io
 import math
 import subprocess
 import sys
+from collections import Counter
 from functools import cache
-from itertools import combinations
+from itertools import combinations, islice
 from typing import Any
 
 import matplotlib as mpl
@@ -23,7 +24,8 @@ from matplotlib.image import imread
 from test_laws import METHODS, TINY
 
 from vramcalc import Estimate, Gpu, VramcalcError, estimate, estimate_grid
-from vramcalc.accuracy.memory.accuracy import Accuracy, accuracy
+from vramcalc.accuracy.memory.accuracy import Accuracy
+from vramcalc.accuracy.memory.measurements import predict, read_measurements
 from vramcalc.errors import InvalidValue, UnknownName
 from vramcalc.memory.ledger import GROUPS
 from vramcalc.show import figures, palette
@@ -57,10 +59,10 @@ def grid_of() -> Any:
 @cache
 def measured() -> Accuracy:
     """The first rows of the shipped file that are predicted, and one that is not."""
-    found = accuracy(directory() / "measurements.csv")
-    rows = [p for p in found.predictions if p.error is not None][:40]
-    rows += [p for p in found.predictions if p.error is None][:1]
-    return dataclasses.replace(found, predictions=rows)
+    rows = read_measurements(directory() / "measurements.csv")
+    predicted = islice((p for p in predict(rows) if p.error is not None), 40)
+    other = next(p for p in predict(rows) if p.error is None)
+    return Accuracy([], [], Counter(), [*predicted, other])
 
 
 CHOICES = [("slow", 10, 5), ("fast", 1, 20, 0.5, 2, 15, 30), ("beaten", 12, 25)]
