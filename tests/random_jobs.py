@@ -3,8 +3,8 @@
 Settings and their values are read off the specs, so that a new field or value is tried without being named here. Only
 numbers and texts need examples, which ``EXAMPLES`` gives.
 
-``VRAMCALC_SEED=7 pytest tests/test_matrix.py`` draws other jobs; ``python tests/random_jobs.py`` tries every pair of
-values over every family and method, which takes the better part of an hour.
+``VRAMCALC_SEED=7 pytest tests/test_matrix_by_chance.py`` draws other jobs; ``python tests/random_jobs.py`` tries every
+pair of values over every family and method, which takes the better part of an hour.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from vramcalc.memory.estimate import Estimate
 
 SEED = int(os.environ.get("VRAMCALC_SEED", "0"))
 """Of everything random here."""
+REPLAYED = 0.15
+"""Share of jobs that the allocator is asked about."""
 
 METHODS = ("full", "lora", "qlora")
 _SPECS = {"full": FullFineTuning, "lora": LoRA, "qlora": QLoRA}

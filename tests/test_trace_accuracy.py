@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 from command import process, run
 
-from vramcalc.accuracy.axes import AXES, regime
-from vramcalc.accuracy.traces.accuracy import RESERVED_TOLERANCE, Compared, TraceAccuracy, pull, trace_accuracy
-from vramcalc.accuracy.traces.compare import TOLERANCE, compare
-from vramcalc.accuracy.traces.table import COLUMNS, MODELLED, raw_rows, read_traces
-from vramcalc.errors import DataError, InvalidValue, Unsupported
-from vramcalc.inputs.stack import Stack
-from vramcalc.memory.estimate import estimate_job
-from vramcalc.show.text.traces import traces_text
+from vramcalc.accuracy.axes import (AXES, regime)
+from vramcalc.accuracy.traces.accuracy import (RESERVED_TOLERANCE, Compared, TraceAccuracy, pull, trace_accuracy)
+from vramcalc.accuracy.traces.compare import (TOLERANCE, compare)
+from vramcalc.accuracy.traces.table import (COLUMNS, MODELLED, raw_rows, read_traces)
+from vramcalc.errors import (DataError, InvalidValue, Unsupported)
+from vramcalc.inputs.stack import (Stack)
+from vramcalc.memory.estimate import (estimate_job)
+from vramcalc.show.text.traces import (traces_text)
 
 ROWS = read_traces()
 GOLDEN = Path(__file__).parent / "reference" / "tiny.txt"
@@ -247,20 +247,34 @@ def test_an_unexplained_difference_ends_with_status_one(tmp_path: Path) -> None:
     assert [c.status for c in found.compared] == ["agrees", "explained", "unexplained"]
 
 
-def test_the_command_says_what_the_library_says(found: TraceAccuracy) -> None:
+def test_the_command_says_what_the_library_says(found: TraceAccuracy, monkeypatch: pytest.MonkeyPatch) -> None:
+    some = [*pull(ROWS, 300), *(row for row in ROWS if row.explanation)]
+    monkeypatch.setattr("vramcalc.accuracy.traces.accuracy.read_traces", lambda _: some)
     done = run("accuracy", "traces", "--stored", "--json", "--rows")
     assert done.status == 0
-    assert done.json == json.loads(json.dumps(found.to_dict(rows=True)))
+    of = {c.row.trace_id: c for c in found.compared}
+    expected = TraceAccuracy(tuple(of[row.trace_id] for row in some), stored=True)
+    assert done.json == json.loads(json.dumps(expected.to_dict(rows=True)))
     assert set(done.json["rows"][0]) >= {*AXES, "trace_id", "status", "predicted_allocated_bytes"}
 
 
+<<<<<<< HEAD
 def test_the_command_needs_no_torch() -> None:
     argv = ["vramcalc", "accuracy", "traces", "--stored"]
     script = f"import runpy, sys; sys.modules['torch'] = None; sys.argv = {argv};"
     done = process(python=("-c", f"{script} runpy.run_module('vramcalc', run_name='__main__')"))
+=======
+def test_the_module_is_the_command_and_needs_no_torch() -> None:
+    script = (
+        "import sys; sys.modules['torch'] = None; sys.argv = 'x traces --stored --limit-s 60'.split(); "
+        "import runpy; runpy.run_module('vramcalc.accuracy.memory.accuracy', run_name='__main__')"
+    )
+    done = process(python=("-c", script))
+>>>>>>> 00b6cab (Have two test workers share the random jobs, and read all stored traces once beside their own test)
     assert done.status == 0, done.err
     assert done.err == ""
-    assert done.out.startswith(f"{len(ROWS)} traces kept in tables/traces.csv")
+    assert done.out.startswith(f"{len(pull(ROWS, 60))} traces kept in tables/traces.csv")
+    assert f"{len(ROWS) - len(pull(ROWS, 60))}" in done.out.partition("Not traced")[2]
 
 
 @pytest.mark.parametrize("option", [["--stored"], ["--limit-s", "10"]])
