@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from vramcalc.errors import InvalidValue
 from vramcalc.inputs import catalog
 from vramcalc.inputs.alloc_conf import AllocatorSettings
 from vramcalc.inputs.hf_config import to_spec
+from vramcalc.inputs.job import Job
 from vramcalc.inputs.stack import TrainingSpec
 from vramcalc.memory.estimate import Estimate
 from vramcalc.profiling.trace.trace import trace
@@ -41,9 +43,9 @@ def made(family: str, method: str, *, layers: int | None = None, **how: Any) -> 
     return estimate(model if layers is None else model.replace(num_hidden_layers=layers), method, **how)
 
 
-def one_by_one(found: Estimate, chosen: AllocatorSettings) -> tuple[Replay, int]:
-    """Every step of the run walked over every layer and replayed; the highest sum of tensors."""
-    job = found.job
+@lru_cache(maxsize=8)
+def walked(job: Job) -> tuple[list[int], list[int], int, list[int], int]:
+    """Every step of the run over every layer: events, sizes, start, where the cache is emptied; the highest sum."""
     loop = Loop(job, Sizes.of(job), job.model.num_hidden_layers)
     assert job.training.seq_lens is not None
     loop.steps(job.training.seq_lens)
@@ -58,7 +60,13 @@ def one_by_one(found: Estimate, chosen: AllocatorSettings) -> tuple[Replay, int]
         current += -(-sizes[event] // 512) * 512 if event >= 0 else -(-(-sizes[~event] // 512) * 512)
         if index >= begins["step0"]:
             best = max(best, current)
-    return replay(events, sizes, chosen, start=begins["step0"], empty_at=emptied), best
+    return events, sizes, begins["step0"], emptied, best
+
+
+def one_by_one(found: Estimate, chosen: AllocatorSettings) -> tuple[Replay, int]:
+    """Every step of the run walked over every layer and replayed; the highest sum of tensors."""
+    events, sizes, start, emptied, best = walked(found.job)
+    return replay(events, sizes, chosen, start=start, empty_at=emptied), best
 
 
 # -- what is replayed ------------------------------------------------------------------------------------------------

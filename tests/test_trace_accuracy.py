@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 from command import process, run
 
-from vramcalc.accuracy.axes import (AXES, regime)
-from vramcalc.accuracy.traces.accuracy import (RESERVED_TOLERANCE, Compared, TraceAccuracy, pull, trace_accuracy)
-from vramcalc.accuracy.traces.compare import (TOLERANCE, compare)
-from vramcalc.accuracy.traces.table import (COLUMNS, MODELLED, raw_rows, read_traces)
-from vramcalc.errors import (DataError, InvalidValue, Unsupported)
-from vramcalc.inputs.stack import (Stack)
-from vramcalc.memory.estimate import (estimate_job)
-from vramcalc.show.text.traces import (traces_text)
+from vramcalc.accuracy.axes import AXES, regime
+from vramcalc.accuracy.traces.accuracy import RESERVED_TOLERANCE, Compared, TraceAccuracy, pull, trace_accuracy
+from vramcalc.accuracy.traces.compare import TOLERANCE, compare
+from vramcalc.accuracy.traces.table import COLUMNS, MODELLED, raw_rows, read_traces
+from vramcalc.errors import DataError, InvalidValue, Unsupported
+from vramcalc.inputs.stack import Stack
+from vramcalc.memory.estimate import estimate_job
+from vramcalc.show.text.traces import traces_text
 
 ROWS = read_traces()
 GOLDEN = Path(__file__).parent / "reference" / "tiny.txt"
@@ -258,19 +258,10 @@ def test_the_command_says_what_the_library_says(found: TraceAccuracy, monkeypatc
     assert set(done.json["rows"][0]) >= {*AXES, "trace_id", "status", "predicted_allocated_bytes"}
 
 
-<<<<<<< HEAD
 def test_the_command_needs_no_torch() -> None:
-    argv = ["vramcalc", "accuracy", "traces", "--stored"]
+    argv = ["vramcalc", "accuracy", "traces", "--stored", "--limit-s", "60"]
     script = f"import runpy, sys; sys.modules['torch'] = None; sys.argv = {argv};"
     done = process(python=("-c", f"{script} runpy.run_module('vramcalc', run_name='__main__')"))
-=======
-def test_the_module_is_the_command_and_needs_no_torch() -> None:
-    script = (
-        "import sys; sys.modules['torch'] = None; sys.argv = 'x traces --stored --limit-s 60'.split(); "
-        "import runpy; runpy.run_module('vramcalc.accuracy.memory.accuracy', run_name='__main__')"
-    )
-    done = process(python=("-c", script))
->>>>>>> 00b6cab (Have two test workers share the random jobs, and read all stored traces once beside their own test)
     assert done.status == 0, done.err
     assert done.err == ""
     assert done.out.startswith(f"{len(pull(ROWS, 60))} traces kept in tables/traces.csv")
