@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import operator
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo
@@ -69,6 +71,23 @@ def whole(value: object) -> object:
 
 PositiveCount = Annotated[int, Field(ge=1, le=1 << 20), BeforeValidator(whole)]
 """A count of things; a million is beyond every real setting."""
+
+
+@dataclass(frozen=True)
+class Usual:
+    """Mark of a method's field: the values that measured runs have, or that move no memory, are told by nobody.
+
+    A field without this mark tells jobs apart by its value, see :mod:`vramcalc.memory.calibration.similarity`.
+
+    Attributes:
+        holds: whether a value is one of those.
+    """
+
+    holds: Callable[[Any], bool]
+
+
+MOVES_NO_MEMORY = Usual(lambda _value: True)
+"""Mark of a field that runs may differ in and take the same memory."""
 
 
 def _expected(error: dict[str, Any]) -> str:

@@ -16,7 +16,18 @@ from pydantic import AfterValidator, BeforeValidator, Field, ModelWrapValidatorH
 from vramcalc.errors import InvalidValue
 from vramcalc.inputs import patterns
 from vramcalc.inputs.alloc_conf import AllocatorSettings, read
-from vramcalc.inputs.base import PositiveCount, Spec, alias, checked, known_torch, known_transformers, published, whole
+from vramcalc.inputs.base import (
+    MOVES_NO_MEMORY,
+    PositiveCount,
+    Spec,
+    Usual,
+    alias,
+    checked,
+    known_torch,
+    known_transformers,
+    published,
+    whole,
+)
 from vramcalc.inputs.gpu import Gpu as Gpu
 from vramcalc.inputs.model import AttnImplementation as AttnImplementation
 from vramcalc.inputs.model import ModelSpec as ModelSpec
@@ -72,6 +83,16 @@ _sorted = PlainSerializer(sorted, return_type=list[str])
 ModuleNames = Annotated[frozenset[str], BeforeValidator(_names), _sorted]
 
 
+MEASURED_RANK = 32
+"""Largest rank of adapters in measured runs of known releases."""
+
+
+def _inside_layers(targets: str | frozenset[str]) -> bool:
+    """Whether adapters are on layers that measured runs adapt: linear ones inside the decoder."""
+    names = (targets,) if isinstance(targets, str) else targets
+    return not any(end in name for name in names for end in ("embed_tokens", "lm_head"))
+
+
 class FullFineTuning(Spec):
     """Every parameter trains."""
 
@@ -82,14 +103,16 @@ class LoRA(Spec):
     """Low-rank adapters beside frozen layers; fields as in PEFT's ``LoraConfig``."""
 
     kind: Literal["lora"] = "lora"
-    rank: PositiveCount = 16
+    rank: Annotated[PositiveCount, Usual(lambda rank: rank <= MEASURED_RANK)] = 16
     """Inner width of every adapter pair (``r`` in PEFT)."""
-    lora_alpha: Annotated[float, Field(gt=0)] = 32.0
+    lora_alpha: Annotated[float, Field(gt=0), MOVES_NO_MEMORY] = 32.0
     """Scale of the update; it does not change memory."""
-    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    target_modules: Pattern | ModuleNames = "all-linear"
+    lora_dropout: Annotated[float, Field(ge=0, lt=1), Usual(lambda _: True)] = 0.0
+    target_modules: Annotated[Pattern | ModuleNames, Usual(_inside_layers)] = "all-linear"
     """Suffixes of module names, a regular expression on the whole name when a string, or ``all-linear``."""
-    modules_to_save: Annotated[frozenset[SavedPattern], BeforeValidator(_names), _sorted] = frozenset()
+    modules_to_save: Annotated[
+        frozenset[SavedPattern], BeforeValidator(_names), _sorted, Usual(lambda names: not names)
+    ] = frozenset()
     """Modules copied and trained in full."""
 
 
@@ -97,9 +120,10 @@ class QLoRA(LoRA):
     """LoRA over linear layers stored by bitsandbytes in four bits; fields as in ``BitsAndBytesConfig``."""
 
     kind: Literal["qlora"] = "qlora"  # type: ignore[assignment]
-    bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
-    bnb_4bit_use_double_quant: bool = True
-    bnb_4bit_compute_dtype: Dtype = "bfloat16"
+    bnb_4bit_quant_type: Annotated[Literal["nf4", "fp4"], Usual(lambda _: True)] = "nf4"
+    """Code of the bits; jobs are told apart by it as by their method."""
+    bnb_4bit_use_double_quant: Annotated[bool, Usual(lambda _: True)] = True
+    bnb_4bit_compute_dtype: Annotated[Dtype, Usual(lambda dtype: dtype != "float32")] = "bfloat16"
 
 
 Method = FullFineTuning | LoRA | QLoRA

@@ -20,9 +20,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from vramcalc.errors import InvalidValue, Unsupported
-from vramcalc.inputs.stack import LoRA, Method, ModelSpec, QLoRA, Stack, TrainingSpec, kbit_prepared
+from vramcalc.inputs.stack import FullFineTuning, LoRA, Method, ModelSpec, QLoRA, Stack, TrainingSpec, kbit_prepared
 from vramcalc.inputs.targets import is_saved, is_target, layers_alike
 from vramcalc.timing.matrices import Linear, Matrices
+
+_COUNTED = frozenset({FullFineTuning, LoRA, QLoRA})
+"""Methods whose products are counted here; one that is built on them multiplies more."""
 
 What = Literal["layers", "adapters", "attention", "head"]
 Phase = Literal["forward", "recomputation", "input gradients", "weight gradients"]
@@ -150,8 +153,13 @@ def step_flops(
             ``torch.utils.flop_counter`` counts every kernel.
 
     Raises:
-        Unsupported: steps of several lengths; take them one at a time.
+        Unsupported: steps of several lengths; take them one at a time. A method whose work is not counted.
     """
+    if type(method) not in _COUNTED:
+        raise Unsupported(
+            f"the work of method {method.kind!r} is not counted, so that its time and cost are not known; its memory "
+            "is: ask for an estimate, or for the time of 'full', 'lora' or 'qlora'"
+        )
     if training.seq_lens is not None:
         raise Unsupported("seq_lens: FLOPs are counted for steps of one length; take the lengths one at a time")
     matrices = Matrices.of(model) if isinstance(model, ModelSpec) else model

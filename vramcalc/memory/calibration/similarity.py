@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from vramcalc.inputs.base import Usual
 from vramcalc.inputs.job import Job
-from vramcalc.inputs.stack import Gpu, LoRA, QLoRA, kbit_prepared
+from vramcalc.inputs.stack import Gpu, LoRA, Method, QLoRA, kbit_prepared
 from vramcalc.shadow.families.common.attention_kernel import attention_kernel
 
 _VERSIONS = frozenset({"torch", "cuda", "transformers", "peft", "bitsandbytes"})
@@ -69,7 +70,8 @@ def likeness(job: Job, architecture: str | None) -> Likeness:
     since = stack.release.since
     traits = {
         **({"GPU generation": architecture} if architecture else {}),
-        "method": job.method.bnb_4bit_quant_type if isinstance(job.method, QLoRA) else job.method.kind,
+        "method": _name(job.method),
+        **of_method(job.method),
         "model_type": job.model.model_type,
         "attention": attention,
         "optim": training.optim,
@@ -88,6 +90,22 @@ def likeness(job: Job, architecture: str | None) -> Likeness:
         "tokens": training.seq_len * training.micro_batch_size,
     }
     return Likeness((job.method.kind, "eager" if attention in ("eager", "math") else "fused"), traits, sizes)
+
+
+def _name(method: Method) -> str:
+    """What trains; LoRA over four bits goes by the code of its bits."""
+    return method.bnb_4bit_quant_type if type(method) is QLoRA else method.kind
+
+
+def of_method(method: Method) -> dict[str, str]:
+    """Fields of a method that tell jobs apart: all but those whose value is declared usual."""
+    told: dict[str, str] = {}
+    for name, field in type(method).model_fields.items():
+        value = getattr(method, name)
+        marks = [mark for mark in field.metadata if isinstance(mark, Usual)]
+        if name != "kind" and not any(mark.holds(value) for mark in marks):
+            told[name] = ", ".join(sorted(value)) if isinstance(value, frozenset) else str(value)
+    return told
 
 
 def recipe_id(job: Job, gpu: Gpu | None) -> str:
