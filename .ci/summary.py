@@ -9,19 +9,11 @@ from typing import Any, get_args
 
 from commands import output
 
+from vramcalc.inputs.families import FAMILIES
 from vramcalc.inputs.presets import PRESETS
 from vramcalc.inputs.settings import METHOD_CLASSES
 from vramcalc.inputs.stack import LossKind, OptimizerName, Stack
 
-FAMILIES = {
-    "granite": "Granite",
-    "llama": "Llama",
-    "mistral": "Mistral",
-    "mixtral": "Mixtral",
-    "qwen2": "Qwen2 and 2.5",
-    "qwen3": "Qwen3 (dense)",
-}
-"""As people write them, by ``model_type``."""
 TRACES = "vramcalc accuracy traces --stored --json"
 MEMORY = "vramcalc accuracy tables/measurements.csv --json"
 TIME = "vramcalc accuracy --time tables/throughput.csv --json"
@@ -31,7 +23,7 @@ def supported() -> str:
     """Families, methods, trainers, GPUs and releases, as the code lists them."""
     models, gpus = _json("vramcalc models --json"), _json("vramcalc gpus --known --json")["known"]
     traced = _json(TRACES)
-    families = ", ".join(FAMILIES.get(name, name) for name in sorted(traced["settings"]["family"]))
+    families = ", ".join(FAMILIES[name].title for name in sorted(traced["settings"]["family"]))
     boards = Counter(gpu["architecture"] for gpu in gpus)
     rows = [
         ("model families", f"{families}; {len(models)} models by name, any other by its `config.json`"),

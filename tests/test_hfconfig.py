@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 import vramcalc
 from vramcalc.errors import BadConfig, Unsupported, VramcalcError
-from vramcalc.inputs.hf_config import _ATTRIBUTE_MAP, load, parse, read_config, to_spec
+from vramcalc.inputs.families import FAMILIES as KNOWN
+from vramcalc.inputs.hf_config import load, parse, read_config, to_spec
 
 REMEDY = "correct the file or fetch it again"
 FAMILIES = list(CONFIGS)
@@ -125,7 +126,7 @@ def test_other_names_of_a_setting_count_as_in_transformers(family: str, alias_fi
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     names = CONFIG_MAPPING[family].attribute_map
-    assert names == _ATTRIBUTE_MAP.get(family, {})
+    assert names == dict(KNOWN[family].aliases)
     for alias, field in names.items():
         config = CONFIGS[family]
         given = {alias: config[field] + 1}

@@ -12,14 +12,15 @@ from typing import get_args
 
 from vramcalc.accuracy import axes as regimes
 from vramcalc.accuracy.traces.table import read_traces
+from vramcalc.inputs.families import FAMILIES
 from vramcalc.inputs.job import Job
-from vramcalc.inputs.stack import OWN_LOSSES, Checkpointing, LoRA, LossKind, ModelType, OptimizerName
+from vramcalc.inputs.stack import OWN_LOSSES, Checkpointing, LoRA, LossKind, OptimizerName
 
 Pair = tuple[tuple[str, object], tuple[str, object]]
 Axes = dict[str, tuple[tuple[object, ...], Callable[[Job], object]]]
 
 RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
-DENSE = tuple(family for family in get_args(ModelType) if family != "mixtral")
+DENSE = tuple(name for name, family in FAMILIES.items() if not family.experts)
 """Families whose pairs are covered; the mixture of experts has fewer rows, of its own choice."""
 LOSSES = tuple(loss for loss in get_args(LossKind) if loss not in ("fused_cross_entropy", *OWN_LOSSES))
 """Losses of trainers that can be traced; only the plugin that brings the other one could."""

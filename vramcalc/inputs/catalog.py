@@ -5,18 +5,19 @@ from __future__ import annotations
 import os
 from functools import cache
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from vramcalc import tables
 from vramcalc.errors import HubMissing, HubOffline, InvalidValue, UnknownName, Unsupported
+from vramcalc.inputs.families import FAMILIES
 from vramcalc.inputs.gpu_names import meant
 from vramcalc.inputs.hf_config import read_config, to_spec
-from vramcalc.inputs.stack import Gpu, ModelSpec, ModelType
+from vramcalc.inputs.stack import Gpu, ModelSpec
 from vramcalc.units import MIB
 
 _MODELS_REMEDY = "'vramcalc models' lists them; a path to a config.json works too"
 
-SUPPORTED = get_args(ModelType)
+SUPPORTED = tuple(FAMILIES)
 """Values of ``model_type`` that there is a family for."""
 
 _TORCH_SHARE = 0.982

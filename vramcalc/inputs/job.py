@@ -19,9 +19,6 @@ from vramcalc.inputs.stack import (
 )
 from vramcalc.inputs.targets import copy_dtype, is_saved, is_target, usual_adapter_dtype
 
-_SINCE = {"granite": (4, 45), "qwen2": (4, 37), "qwen3": (4, 51)}
-"""First release of transformers with a family, where it is not the first that is modelled."""
-
 
 @dataclass(frozen=True)
 class Job:
@@ -56,11 +53,10 @@ class Job:
     def _checked_release(self) -> None:
         """Refuse what transformers' releases do differently in ways that no trace has been compared with."""
         release, version = self.stack.release, f"transformers={self.stack.transformers!r}"
-        since = _SINCE.get(self.model.model_type, (0, 0))
+        since = self.model.family.since
         if (minor_release(self.stack.transformers) or (0, 0)) < since:
-            raise Unsupported(
-                f"{self.model.name}: {version} has no {self.model.model_type}; use {since[0]}.{since[1]} or later"
-            )
+            does = self.model.family.earlier or f"has no {self.model.model_type}"
+            raise Unsupported(f"{self.model.name}: {version} {does}; use {since[0]}.{since[1]} or later")
         if self.training.padded and self.stack.attn_implementation == "flash_attention_2":
             raise Unsupported(
                 "padded=True with attn_implementation='flash_attention_2' cuts the padding out, and memory then "

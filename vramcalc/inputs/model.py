@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from vramcalc.inputs.base import PositiveCount, Spec
+from vramcalc.inputs.families import FAMILIES, Family
 
 AttnImplementation = Literal["sdpa", "eager", "flash_attention_2"]
-ModelType = Literal["granite", "llama", "mistral", "mixtral", "qwen2", "qwen3"]
+
+
+def _known(model_type: str) -> str:
+    if model_type not in FAMILIES:
+        *names, last = map(repr, FAMILIES)
+        raise ValueError(f"one of {', '.join(names)} or {last}")
+    return model_type
+
+
+ModelType = Annotated[str, AfterValidator(_known)]
+"""The name of a family."""
 
 
 class ModelSpec(Spec):
@@ -50,26 +61,32 @@ class ModelSpec(Spec):
         if self.head_dim % 2:
             raise ValueError(f"an even head_dim for rotary embeddings, not {self.head_dim}")
         experts, per_token = self.num_local_experts, self.num_experts_per_tok
-        if (self.model_type == "mixtral") != (experts is not None and per_token is not None):
-            raise ValueError("num_local_experts and num_experts_per_tok for mixtral, and for no other model_type")
+        if self.family.experts != (experts is not None and per_token is not None):
+            mixed = " or ".join(name for name, family in FAMILIES.items() if family.experts)
+            raise ValueError(f"num_local_experts and num_experts_per_tok for {mixed}, and for no other model_type")
         if experts is not None and per_token is not None and per_token > experts:
             raise ValueError(f"num_experts_per_tok ({per_token}) of at most num_local_experts ({experts})")
         return self
 
     @property
+    def family(self) -> Family:
+        """What its architecture says of itself."""
+        return FAMILIES[self.model_type]
+
+    @property
     def params_total(self) -> int:
         """Parameters as transformers builds them, tied weights once."""
-        h, i, d = self.hidden_size, self.intermediate_size, self.head_dim
+        h, i, d, family = self.hidden_size, self.intermediate_size, self.head_dim, self.family
         q, kv = self.num_attention_heads * d, self.num_key_value_heads * d
         attention = h * (q + 2 * kv) + q * h
-        if self.model_type == "qwen2":
+        if family.qkv_bias:
             attention += q + 2 * kv
         elif self.attention_bias:
             attention += q + 2 * kv + h
-        if self.model_type == "qwen3":
+        if family.head_norms:
             attention += 2 * d
         mlp = 3 * h * i + ((2 * i + h) if self.mlp_bias else 0)
         if self.num_local_experts is not None:
             mlp = self.num_local_experts * (mlp + h)
         embeddings = self.vocab_size * h * (1 if self.tie_word_embeddings else 2)
-        return self.num_hidden_layers * (attention + mlp + 2 * h) + embeddings + h
+        return self.num_hidden_layers * (attention + mlp + len(family.norms) * h) + embeddings + h

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vramcalc.errors import Unsupported
+from vramcalc.inputs.families import FAMILIES
 from vramcalc.inputs.releases import EXPERTS_CHECKED, PEFT_RAISES_ADAPTERS, minor_release
 from vramcalc.inputs.stack import OWN_LOSSES, LoRA, Method, ModelSpec, QLoRA, Stack, kbit_prepared
 from vramcalc.inputs.targets import adapts_whole_mlp, is_saved, is_target
@@ -20,8 +21,7 @@ def refuse(model: ModelSpec, method: Method, stack: Stack) -> None:
     Raises:
         Unsupported: settings that do not go together.
     """
-    if model.model_type == "granite":
-        _granite(model, stack)
+    _family(model, stack)
     if (minor_release(stack.transformers) or (0, 0)) < (4, 43):
         _early(model, stack)
     if model.num_local_experts is not None:
@@ -70,11 +70,19 @@ def _early(model: ModelSpec, stack: Stack) -> None:
         )
 
 
-def _granite(model: ModelSpec, stack: Stack) -> None:
-    """Refuse losses that would have to divide the logits themselves."""
-    if stack.loss not in ("full", "fused_cross_entropy", *OWN_LOSSES):
+def _family(model: ModelSpec, stack: Stack) -> None:
+    """Refuse attention that a family does not have, and losses that would have to treat the logits as it does."""
+    family = model.family
+    if stack.attn_implementation not in family.attention:
+        known = " or ".join(map(repr, family.attention))
         raise Unsupported(
-            f"{model.name}: loss={stack.loss!r} makes logits by itself, and granite's are scaled; use loss='full'"
+            f"{model.name}: transformers has no attn_implementation={stack.attn_implementation!r} for "
+            f"{model.model_type}; use {known}"
+        )
+    if family.logits and stack.loss not in ("full", "fused_cross_entropy", *OWN_LOSSES):
+        raise Unsupported(
+            f"{model.name}: loss={stack.loss!r} makes logits by itself, and {model.model_type}'s are {family.logits}; "
+            "use loss='full'"
         )
 
 
@@ -128,8 +136,9 @@ def _experts(model: ModelSpec, method: Method, stack: Stack) -> None:
 def _fused_kernels(model: ModelSpec, method: Method, stack: Stack) -> None:
     """Refuse what the plugin does not run, and what has not been compared with it."""
     setting = f"fused_kernels={stack.fused_kernels!r}"
-    if model.model_type not in ("granite", "llama", "mistral", "mixtral"):
-        raise Unsupported(f"{setting} patches granite, llama, mistral and mixtral here, not {model.model_type}")
+    if stack.fused_kernels not in model.family.fused_kernels:
+        *patched, last = (name for name, family in FAMILIES.items() if stack.fused_kernels in family.fused_kernels)
+        raise Unsupported(f"{setting} patches {', '.join(patched)} and {last} here, not {model.model_type}")
     if stack.loss in ("chunked", *OWN_LOSSES):
         raise Unsupported(f"{setting} goes with loss='fused_cross_entropy', 'fused_linear' or 'full'")
     if (stack.autocast or stack.dtype) != stack.dtype or stack.dtype == "float32":

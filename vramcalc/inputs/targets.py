@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from vramcalc.inputs import patterns
+from vramcalc.inputs.families import FAMILIES
+from vramcalc.inputs.families.common import PROJECTIONS
 from vramcalc.inputs.stack import LoRA, QLoRA, Stack
 
 
@@ -36,18 +38,8 @@ def adapts_whole_mlp(method: LoRA, n_layers: int) -> bool:
 _LINEAR = ("_proj", ".gate", ".w1", ".w2", ".w3")
 """How the names of linear layers inside a decoder layer end."""
 
-_PROJECTIONS = (
-    "self_attn.q_proj",
-    "self_attn.k_proj",
-    "self_attn.v_proj",
-    "self_attn.o_proj",
-    "mlp.gate_proj",
-    "mlp.up_proj",
-    "mlp.down_proj",
-    "block_sparse_moe.gate",
-    "input_layernorm",
-    "post_attention_layernorm",
-)
+_LEAVES = tuple(dict.fromkeys([*PROJECTIONS, *(name for f in FAMILIES.values() for name in (*f.modules, *f.norms))]))
+"""Leaves of a decoder layer, of every family and release."""
 
 
 def layers_alike(method: LoRA, n_layers: int, n_experts: int = 0) -> bool:
@@ -55,7 +47,7 @@ def layers_alike(method: LoRA, n_layers: int, n_experts: int = 0) -> bool:
     experts = [f"block_sparse_moe.experts.{i}.{w}" for i in range(n_experts) for w in ("w1", "w2", "w3")]
 
     def choices(layer: int) -> list[tuple[bool, bool]]:
-        names = [f"model.layers.{layer}.{p}" for p in (*_PROJECTIONS, *experts)]
+        names = [f"model.layers.{layer}.{p}" for p in (*_LEAVES, *experts)]
         return [(is_target(method, n), any(n.endswith(m) for m in method.modules_to_save)) for n in names]
 
     if all(name.replace("_", "").replace(".", "").isalpha() for name in _plain_names(method)):

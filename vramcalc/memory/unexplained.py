@@ -15,7 +15,7 @@ def unexplained_bytes(job: Job) -> int:
     of Granite, whose head divides its product, have not. It is cached memory, so torch gives it back under pressure.
     """
     release = minor_release(job.stack.transformers) or (0, 0)
-    if job.stack.loss != "fused_cross_entropy" or release < (4, 44) or job.model.model_type == "granite":
+    if job.stack.loss != "fused_cross_entropy" or release < (4, 44) or job.model.family.logits:
         return 0
     longest = max(job.training.seq_lens or (job.training.seq_len,))
     return job.training.micro_batch_size * longest * job.model.vocab_size * ITEMSIZE["float32"]

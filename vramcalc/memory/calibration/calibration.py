@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
+from vramcalc.inputs.families import FAMILIES
 from vramcalc.interval import Interval
 from vramcalc.memory.calibration.conformal import LEVEL, Outlook, Spread
 from vramcalc.memory.calibration.similarity import SIZES, Likeness
@@ -32,7 +33,7 @@ SEGMENT_BYTES = 2 * MIB
 """The least that torch's allocator asks the driver for; no interval is narrower on either side."""
 _APART: Mapping[str, Mapping[str, frozenset[str]]] = {
     "reserved": {"loss": frozenset({"fused_cross_entropy"})},
-    "allocated": {"model_type": frozenset({"mixtral"})},
+    "allocated": {"model_type": frozenset(name for name, family in FAMILIES.items() if family.experts)},
 }
 """Traits whose runs count for them alone, by pool: a loss that reserves memory for no known reason, some runs of which
 fill their GPU; and experts, which get as many tokens as the data has for them, where the walk's router is balanced."""

@@ -52,18 +52,8 @@ def hf_config(model: ModelSpec, *, layers: int | None = None) -> Any:
             "tie_word_embeddings",
         )
     }
-    if model.model_type in ("granite", "llama", "qwen3"):
-        fields["attention_bias"] = model.attention_bias
-    if model.model_type in ("granite", "llama"):
-        fields["mlp_bias"] = model.mlp_bias
-    if model.model_type == "mixtral":
-        fields |= {"num_local_experts": model.num_local_experts, "num_experts_per_tok": model.num_experts_per_tok}
-    if model.model_type == "qwen2" and model.head_dim != model.hidden_size // model.num_attention_heads:
-        raise Unsupported("Qwen2Config has no head_dim of its own")
-    fields["sliding_window"] = model.sliding_window
-    if model.model_type in ("qwen2", "qwen3"):
-        fields["use_sliding_window"] = model.sliding_window is not None
-        fields["max_window_layers"] = 0
+    fields |= {key: getattr(model, key) for key in model.family.biases}
+    fields |= model.family.told(dict(model))
     return AutoConfig.for_model(model.model_type, num_hidden_layers=layers or model.num_hidden_layers, **fields)
 
 

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 
+from vramcalc.inputs.families import FAMILIES
+
 Replacement = tuple[Any, str, Any]
 
 _FLASH = "flash_attention_2"
-_MODELING = ("granite", "llama", "mistral", "mixtral", "qwen2", "qwen3")
 
 
 def _module(name: str) -> Any | None:
@@ -51,7 +52,7 @@ def questions(*, padded: bool) -> list[Replacement]:
 def _before_4_43(*, padded: bool) -> list[Replacement]:
     """Questions that models asked by themselves up to 4.42: whether a mask is needed, and how far positions go."""
     found: list[Replacement] = []
-    for name in _MODELING:
+    for name in FAMILIES:
         module, function = _module(f"models.{name}.modeling_{name}"), "_prepare_4d_causal_attention_mask_for_sdpa"
         if hasattr(module, function) and not padded:
             found.append((module, function, lambda *_, **__: None))
@@ -135,7 +136,7 @@ def flash_attention(sdpa: Callable[..., torch.Tensor]) -> list[Replacement]:
     found: list[Replacement] = [(PreTrainedModel, n, f) for n, f in checks.items() if hasattr(PreTrainedModel, n)]
     if integration := _module("integrations.flash_attention"):
         found.append((integration, "_flash_attention_forward", forward))
-    for name in _MODELING:
+    for name in FAMILIES:
         module = _module(f"models.{name}.modeling_{name}")
         classes = [v for k, v in vars(module).items() if k.endswith("FlashAttention2")] if module else []
         found += [(c, "_flash_attention_forward", method) for c in classes if "_flash_attention_forward" in vars(c)]
