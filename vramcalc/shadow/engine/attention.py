@@ -8,8 +8,9 @@ from __future__ import annotations
 from vramcalc.shadow.engine import kernels, ops
 from vramcalc.shadow.engine.autograd import Engine
 from vramcalc.shadow.engine.graph import Backward, Gradients
+from vramcalc.shadow.engine.heads import repeat_interleave, repeat_kv
 from vramcalc.shadow.engine.ops import Saved, in_kernel
-from vramcalc.shadow.engine.sizes import ceil_to, product
+from vramcalc.shadow.engine.sizes import Size, ceil_to, product
 from vramcalc.shadow.engine.tape import ITEMSIZE, Shape, Storage, Tensor
 
 
@@ -19,7 +20,7 @@ def flash(e: Engine, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     extra = -width % 8
     if not extra:
         return _flash(e, q, k, v)
-    y = _flash(e, _pad_width(e, q, extra), _pad_width(e, k, extra), _pad_width(e, v, extra), copies_grad=True)
+    y = _flash(e, _pad_width(e, q, extra), _pad_width(e, k, extra), _pad_width(e, v, extra), padded_from=q.shape)
     shape, padded, dtype = q.shape, y.shape, q.dtype
     return ops.clone(e, e.view("slice", y, shape, lambda s, g: [e.new(padded, dtype, "slice backward")]))
 
@@ -30,15 +31,16 @@ def _pad_width(e: Engine, x: Tensor, extra: int) -> Tensor:
     return e.apply("pad", [x], wider, dtype, (), lambda s, g: [e.new(shape, dtype, "pad backward")])
 
 
-def _flash(e: Engine, q: Tensor, k: Tensor, v: Tensor, *, copies_grad: bool = False) -> Tensor:
+def _flash(e: Engine, q: Tensor, k: Tensor, v: Tensor, *, padded_from: Shape | None = None) -> Tensor:
     """``aten::_scaled_dot_product_flash_attention``: saves q, k, v, the result and a log-sum-exp per row."""
     batch, heads, seq, width = q_shape = q.shape
-    kv_shape, dtype = k.shape, q.dtype
+    kv_shape, dtype, meant = k.shape, q.dtype, padded_from or q_shape
 
     def backward(_saved: Saved, g: Tensor) -> Gradients:
+        _fused_backward(e, dtype, meant, kv_shape[2])
         itemsize = ITEMSIZE[dtype]
         needed = kernels.flash_backward(batch, int(heads), int(kv_shape[1]), seq, int(width), itemsize)
-        if copies_grad:
+        if padded_from is not None:
             needed.append((batch * heads * seq * width * itemsize, "flash backward: contiguous grad_out"))
         buffers = in_kernel(e, needed)
         grads: Gradients = [e.new(shape, dtype, "flash backward") for shape in (q_shape, kv_shape, kv_shape)]
@@ -46,6 +48,7 @@ def _flash(e: Engine, q: Tensor, k: Tensor, v: Tensor, *, copies_grad: bool = Fa
         return grads
 
     node = e.node("flash attention", [q, k, v], [q, k, v], backward)
+    e.work.attended(dtype, meant, kv_shape[2], times=2)
     y = Tensor(Storage(e.tape, q_shape, dtype, "flash attention"), q_shape, dtype, node)
     rest = [
         e.new((batch, heads, seq), "float32", "flash attention log-sum-exp"),
@@ -55,6 +58,12 @@ def _flash(e: Engine, q: Tensor, k: Tensor, v: Tensor, *, copies_grad: bool = Fa
     if node is not None:
         e.save(node, [y, *rest])
     return y
+
+
+def _fused_backward(e: Engine, dtype: str, q_shape: Shape, keys: Size) -> None:
+    """Work of a kernel that keeps no scores: it makes them again, and all gradients whether needed or not."""
+    e.work.attended(dtype, q_shape, keys, "recomputation")
+    e.work.attended(dtype, q_shape, keys, "input gradients", times=4)
 
 
 def attend(
@@ -173,24 +182,6 @@ def _softmax_backward(e: Engine, shape: Shape, dtype: str) -> Backward:
     return backward
 
 
-def repeat_kv(e: Engine, x: Tensor, heads: int) -> Tensor:
-    """``repeat_kv``: key or value heads copied until there are as many as query heads; a single one is expanded."""
-    batch, kv_heads, seq, width = small = x.shape
-    if kv_heads != 1:
-        return repeat_interleave(e, x, heads)
-    dtype = x.dtype
-    return e.view("expand", x, (batch, heads, seq, width), lambda s, g: [e.new(small, dtype, "sum over heads")])
-
-
-def repeat_interleave(e: Engine, x: Tensor, heads: int) -> Tensor:
-    """Key or value heads copied until there are as many as query heads."""
-    batch, _, seq, width = small = x.shape
-    dtype = x.dtype
-    return e.apply(
-        "repeat_kv", [x], (batch, heads, seq, width), dtype, (), lambda s, g: [e.new(small, dtype, "sum over heads")]
-    )
-
-
 def _bmm(
     e: Engine,
     a: Tensor,
@@ -206,16 +197,19 @@ def _bmm(
         b, a = ops.to(e, b, e.autocast), ops.to(e, a, e.autocast)
     a_shape, b_shape, dtype = a.shape, b.shape, a.dtype
     for_a, for_b = a.node is not None, b.node is not None
+    inner = a_shape[-1]
     left = ops.clone(e, a) if copy_a else a
     right = ops.clone(e, b) if copy_b else b
 
     def backward(_saved: Saved, g: Tensor) -> Gradients:
+        e.work.attended(dtype, shape, inner, "input gradients", times=for_a + for_b)
         grad_b = e.new(b_shape, dtype, "bmm backward") if for_b else None
         grad_a = e.new(a_shape, dtype, "bmm backward") if for_a else None
         return [grad_a, grad_b]
 
     saved = [t for t, other_needs_it in ((left, for_b), (right, for_a)) if other_needs_it]
     y = e.apply("bmm", [left, right], shape, dtype, saved, backward)
+    e.work.attended(dtype, shape, inner)
     if not copy_grad:
         return y
     return e.view("view", y, shape, lambda s, g: [e.new(shape, dtype, "view backward")])
@@ -251,6 +245,7 @@ def efficient(
     bias = [_additive(e, mask, dtype, padded=True)] if mask is not None else []
 
     def backward(_saved: Saved, g: Tensor) -> Gradients:
+        _fused_backward(e, dtype, q_shape, kv_shape[2])
         if cudnn:
             needed = kernels.cudnn_backward(batch, int(heads), seq, int(width))
         else:
@@ -263,6 +258,7 @@ def efficient(
 
     node = e.node(f"{kernel} attention", [q, k, v], [q, k, v, *bias], backward)
     buffers = in_kernel(e, [] if cudnn else kernels.efficient_forward(batch, int(heads), seq, int(width), dtype))
+    e.work.attended(dtype, q_shape, kv_shape[2], times=2)
     y = Tensor(Storage(e.tape, q_shape, dtype, f"{kernel} attention"), q_shape, dtype, node)
     rest = []
     if cudnn or node is not None:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from vramcalc.shadow.engine.graph import Backward, Gradients, Leaf, Node, Parameter, reachable
 from vramcalc.shadow.engine.tape import Shape, Storage, Tape, Tensor
+from vramcalc.shadow.engine.work import Uncounted
 
 
 class _StopRecomputation(Exception):
@@ -40,10 +41,11 @@ class Engine:
         grad_enabled: as ``torch.is_grad_enabled``.
         autocast: dtype of ``torch.autocast``, None when off.
         casts: autocast's cache of cast weights, by parameter.
+        work: where operators write down what they compute.
     """
 
-    def __init__(self, tape: Tape) -> None:
-        self.tape = tape
+    def __init__(self, tape: Tape, work: Uncounted | None = None) -> None:
+        self.tape, self.work = tape, work or Uncounted()
         self.grad_enabled = True
         self.autocast: str | None = None
         self.casts: dict[Parameter, Tensor] = {}
@@ -221,8 +223,10 @@ class Engine:
             frame.recovered = {}
             before = (self._frame, self.grad_enabled, self.autocast, self.casts)
             self._frame, self.grad_enabled, self.autocast, self.casts = frame, True, frame.autocast, {}
+            self.work.again = True
             with contextlib.suppress(_StopRecomputation):
                 frame.recompute()
+            self.work.again = False
             self._frame, self.grad_enabled, self.autocast, self.casts = before
         recovered = frame.recovered
         return [recovered.pop(slot) for slot in node.slots]
@@ -262,7 +266,9 @@ class Engine:
             detached = Tensor(saved[0].storage, saved[0].shape, saved[0].dtype, leaf)
             before = (self.grad_enabled, self.autocast, self.casts)
             self.grad_enabled, self.autocast, self.casts = True, autocast, {}
+            self.work.again = True
             again = run(detached)
+            self.work.again = False
             self.grad_enabled, self.autocast, self.casts = before
             self.backward(again.node, Tensor(gradient.storage, gradient.shape, gradient.dtype, None, True))
             return [leaf.grad]

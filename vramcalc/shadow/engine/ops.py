@@ -130,18 +130,23 @@ def linear(e: Engine, x: Tensor, weight: Parameter, bias: Parameter | None = Non
     x_shape, w_shape, dtype = x.shape, w.shape, x.dtype
     for_x, for_w, folds = x.node is not None, w.node is not None, len(x_shape) > 2
     inputs = [x, w] if b is None else [x, w, b]
+    owner, d_out = weight.name, w_shape[0]
     saved = ([x] if for_w else []) + ([w] if for_x else [])
 
     def product(_saved: Saved, g: Tensor) -> Gradients:
+        e.work.differentiated(owner, dtype, x_shape, d_out, for_input=for_x, for_weight=for_w)
         grad_w = e.new(w_shape, dtype, "mm backward", view=True) if for_w else None
         return [e.new(x_shape, dtype, "mm backward", view=folds) if for_x else None, grad_w]
 
     def product_and_sum(_saved: Saved, g: Tensor) -> Gradients:
+        e.work.differentiated(owner, dtype, x_shape, d_out, for_input=for_x, for_weight=for_w)
         grad_x = e.new(x_shape, dtype, "mm backward", view=folds) if for_x else None
         return [grad_x, e.new(w_shape, dtype, "mm backward", view=True) if for_w else None, g]
 
     backward, summed = (product, None) if b is None else (product_and_sum, {2: b.shape})
-    return e.apply("mm", inputs, (*x_shape[:-1], w_shape[0]), dtype, saved, backward, summed=summed)
+    y = e.apply("mm", inputs, (*x_shape[:-1], d_out), dtype, saved, backward, summed=summed)
+    e.work.multiplied(owner, dtype, x_shape, d_out)
+    return y
 
 
 # -- normalisation ---------------------------------------------------------------------------------------------------
@@ -291,4 +296,5 @@ def embedding(e: Engine, weight: Parameter, ids: Tensor, *, transposed: bool = F
         # A gradient whose layout is not the parameter's is copied before it is kept.
         return [e.new(w_shape, dtype, "gradient") if transposed else result]
 
+    e.work.looks_up(weight.name)
     return e.apply("embedding", [weight.tensor], (batch, seq, width), dtype, [ids], backward)

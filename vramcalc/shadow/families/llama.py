@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from vramcalc.inputs.stack import ModelSpec
-from vramcalc.shadow.engine import attention, ops
+from vramcalc.shadow.engine import attention, heads, ops
 from vramcalc.shadow.engine.autograd import Engine
 from vramcalc.shadow.engine.graph import Leaf
 from vramcalc.shadow.engine.modules import Factory, Module, TiedHead
@@ -105,8 +105,8 @@ class Attention(Module):
         in_place = stack.release.projects_first and kernel in ("flash", "efficient")
         if repeats and in_place:
             # In the attention class itself, so that each copy replaces what was copied.
-            k = attention.repeat_kv(e, k, spec.num_attention_heads)
-            v = attention.repeat_kv(e, v, spec.num_attention_heads)
+            k = heads.repeat_kv(e, k, spec.num_attention_heads)
+            v = heads.repeat_kv(e, v, spec.num_attention_heads)
             repeats = False
         lowered = stack.attn_implementation == "flash_attention_2" and q.dtype == "float32"
         if lowered and in_place:

@@ -72,6 +72,7 @@ def rotary(e: Engine, x: Tensor, cos: Tensor, sin: Tensor, *, head_major_grad: b
 class Adapted:
     """One four-bit projection and its adapter, as ``get_lora_parameters`` reads them."""
 
+    name: str
     packed: Packed4bit
     a: Parameter
     b: Parameter
@@ -156,6 +157,7 @@ def _matmul_lora(e: Engine, x: Tensor, q: Adapted) -> tuple[Tensor, Tensor]:
     shape, dtype, rank = x.shape, x.dtype, q.a.tensor.shape[0]
     tokens = shape[:-1]
     w = _dequantize(e, q.packed)
+    e.work.multiplied(q.name, dtype, shape, q.packed.d_out)
     out = e.new((*tokens, q.packed.d_out), dtype, "matmul_lora")
     del w
     if q.drops:
@@ -165,19 +167,28 @@ def _matmul_lora(e: Engine, x: Tensor, q: Adapted) -> tuple[Tensor, Tensor]:
     else:
         dropped = x
     a = _cast(e, q.a, dtype)
+    e.work.multiplied(q.a.name, dtype, shape, rank)
     xa = e.new((*tokens, rank), dtype, "lora_A product")
     del a
     b = _cast(e, q.b, dtype)
     scaled = e.new(q.b.tensor.shape, dtype, "scaled lora_B")
     del b
+    e.work.multiplied(q.b.name, dtype, (*tokens, rank), q.packed.d_out)
     update = e.new((*tokens, q.packed.d_out), dtype, "lora_B product")
     del xa, scaled, update
     return out, dropped
 
 
 def _adapter_gradients(e: Engine, shape: Shape, dtype: str, q: Adapted) -> list[Tensor]:
-    """``d_A`` and ``d_B``, scaled in place; both come out transposed."""
-    rank, tokens = q.a.tensor.shape[0], shape[:-1]
+    """``d_A`` and ``d_B``, scaled in place; both come out transposed.
+
+    What either is multiplied with is made again: the gradient past B is needed for the input, too.
+    """
+    rank, tokens, d_out = q.a.tensor.shape[0], shape[:-1], q.packed.d_out
+    e.work.multiplied(q.b.name, dtype, (*tokens, rank), d_out, "recomputation")
+    e.work.multiplied(q.a.name, dtype, shape, rank, "weight gradients")
+    e.work.multiplied(q.a.name, dtype, shape, rank, "recomputation")
+    e.work.multiplied(q.b.name, dtype, (*tokens, rank), d_out, "weight gradients")
     b = _cast(e, q.b, dtype)
     dyb = e.new((*tokens, rank), dtype, "dY @ B")
     del b
@@ -196,6 +207,10 @@ def _input_gradient(e: Engine, shape: Shape, dtype: str, q: Adapted, total: Tens
 
     The first share is written into ``total`` where that is the input itself, or makes the total.
     """
+    rank = q.a.tensor.shape[0]
+    e.work.multiplied(q.name, dtype, shape, q.packed.d_out, "input gradients")
+    e.work.multiplied(q.b.name, dtype, (*shape[:-1], rank), q.packed.d_out, "input gradients")
+    e.work.multiplied(q.a.name, dtype, shape, rank, "input gradients")
     w = _dequantize(e, q.packed)
     if total is None:
         total = e.new(shape, dtype, "dX", view=True)
@@ -205,7 +220,7 @@ def _input_gradient(e: Engine, shape: Shape, dtype: str, q: Adapted, total: Tens
     del w
     passed = e.new(shape, "bool", "input after dropout != 0")
     b = _cast(e, q.b, dtype)
-    dyb = e.new((*shape[:-1], q.a.tensor.shape[0]), dtype, "dY @ B")
+    dyb = e.new((*shape[:-1], rank), dtype, "dY @ B")
     del b
     a = _cast(e, q.a, dtype)
     scaled = e.new(q.a.tensor.shape, dtype, "scaled lora_A")

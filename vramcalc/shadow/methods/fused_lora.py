@@ -41,7 +41,7 @@ class _Group:
 
     def _products(self, x: Tensor) -> list[Tensor]:
         adapted = [
-            Adapted(w.base_layer.packed, w.lora_A.weight, w.lora_B.weight, w.dropout)
+            Adapted(f"{w.name}.weight", w.base_layer.packed, w.lora_A.weight, w.lora_B.weight, w.dropout)
             for w in self.wrapped
             if isinstance(w.base_layer, Linear4bit)
         ]

@@ -87,6 +87,7 @@ class Linear4bit(Module):
     def _product(self, x: Tensor) -> Tensor:
         e, dtype, packed = self.engine, self.compute_dtype, self.packed
         shape, n = x.shape, packed.d_out * packed.d_in
+        owner = f"{self.name}.weight"
         blocks, nested, w_shape, stored = n // BLOCK, packed.nested, (packed.d_out, packed.d_in), packed.dtype
 
         def backward(_saved: list[Tensor], g: Tensor) -> Gradients:
@@ -95,11 +96,13 @@ class Linear4bit(Module):
             del scales
             if stored != dtype:
                 w = e.new(w_shape, dtype, "dequantised weight, cast")
+            e.work.multiplied(owner, dtype, shape, w_shape[0], "input gradients")
             result = e.new(shape, dtype, "matmul backward")
             del w
             return [result]
 
         node = e.node("matmul_4bit", [x], (), backward)
+        e.work.multiplied(owner, dtype, shape, packed.d_out)
         buffers = in_kernel(e, kernels.gemm_4bit(n, BLOCK, nested, ITEMSIZE[dtype]))
         y_shape = (*shape[:-1], packed.d_out)
         y = Tensor(Storage(e.tape, y_shape, dtype, "matmul_4bit"), y_shape, dtype, node)

@@ -69,8 +69,11 @@ def fused_linear_loss(e: Engine, hidden: Tensor, weight: Parameter) -> Tensor:
     cut = e.view("slice", hidden, shape, lambda s, g: [e.new((batch, seq, width), dtype, "slice backward")])
     shifted = ops.clone(e, cut)
     labels = e.new((rows,), "int64", "shifted labels")
-    for_w = w.node is not None
+    for_x, for_w = shifted.node is not None, w.node is not None
     node = e.node("fused_linear_cross_entropy", [shifted, w], (), lambda s, g: [s[0], s[1] if for_w else None])
+    e.work.multiplied(weight.name, dtype, shape, vocab)
+    if node is not None:
+        e.work.differentiated(weight.name, dtype, shape, vocab, for_input=for_x, for_weight=for_w)
     grad_weight = e.new(w.shape, w.dtype, "grad_weight") if for_w and node is not None else None
     grad_input = Tensor(Storage(e.tape, shape, dtype, "grad_input"), shape, dtype)
     loss_1d = e.new((rows,), "float32", "loss per token")

@@ -15,6 +15,7 @@ from vramcalc.shadow.engine.kernels import cublas_workspace_bytes
 from vramcalc.shadow.engine.scaling_and_clipping import GradScaler, clip_grad_norm
 from vramcalc.shadow.engine.sizes import Size, product
 from vramcalc.shadow.engine.tape import ITEMSIZE, Storage, Tape, Tensor
+from vramcalc.shadow.engine.work import Uncounted, Work
 from vramcalc.shadow.families import FAMILIES
 from vramcalc.shadow.families.common.context import Cache, Context
 from vramcalc.shadow.training import cross_entropy, fms_losses, losses, optimizers
@@ -58,12 +59,14 @@ class Loop:
         job: what is trained.
         sizes: batch, length and rank to walk with.
         n_layers: decoder layers to build.
+        counts: keep what operators compute in ``work``.
     """
 
-    def __init__(self, job: Job, sizes: Sizes, n_layers: int) -> None:
+    def __init__(self, job: Job, sizes: Sizes, n_layers: int, *, counts: bool = False) -> None:
         self.job, self.sizes, self._walked = job, sizes, n_layers
         self.tape = tape = Tape()
-        self.engine = e = Engine(tape)
+        self.work = Work(tape) if counts else Uncounted()
+        self.engine = e = Engine(tape, self.work)
         stack, training = job.stack, job.training
         trains_embeddings = isinstance(job.method, FullFineTuning)
         context = Context(
@@ -75,11 +78,12 @@ class Loop:
         )
         make = methods.factory(e, job.method, stack)
         self.net = FAMILIES[job.model.model_type](make, job.model, n_layers, context)
+        self._loaded = frozenset(p.name for p in self.net.parameters())
         methods.attach(self.net, job.method, stack, sizes.rank)
         self.trainable = list(dict.fromkeys(p for p in self.net.parameters() if p.trainable))
         without_gradient = methods.without_gradient(self.net)
-        self._updated = [p for p in self.trainable if p not in without_gradient]
-        self.optimizer = optimizers.build(training.optim, e, _groups(self._updated, stack), self._wide())
+        self.updated = [p for p in self.trainable if p not in without_gradient]
+        self.optimizer = optimizers.build(training.optim, e, _groups(self.updated, stack), self._wide())
         self.scaler = GradScaler(e) if stack.autocast == "float16" else None
         self._batch = _BATCH if stack.passes_attention_mask else _BATCH[:-1]
         self._workspaces: dict[str, Storage] = {}
@@ -91,6 +95,12 @@ class Loop:
         if not self.job.stack.bnb_embeddings_32bit:
             return frozenset()
         return frozenset(p.name for p in self.net.embed_tokens.parameters() if ".weight" in p.name)
+
+    @property
+    def added(self) -> frozenset[str]:
+        """Names of the weights that the method brought, copies of the model's own left out."""
+        found = {p.name for p in self.net.parameters()} - self._loaded
+        return frozenset(name for name in found if not name.endswith("(copy)"))
 
     @property
     def trainable_params(self) -> int:
@@ -229,7 +239,7 @@ class Loop:
         if self.job.training.max_grad_norm:
             if self.scaler is not None:
                 self.scaler.unscale()
-            clip_grad_norm(self.engine, self._updated, sum(map(self._repeats, self._updated)))
+            clip_grad_norm(self.engine, self.updated, sum(map(self._repeats, self.updated)))
         self.optimizer.step()
         if self.scaler is not None:
             self.scaler.update()
@@ -240,7 +250,7 @@ class Loop:
 
     def _make_gradients(self) -> None:
         """Those that the step before filled with zeros."""
-        for parameter in self._updated:
+        for parameter in self.updated:
             self.tape.at(parameter.layer)
             shape, dtype = parameter.tensor.shape, parameter.tensor.dtype
             storage = Storage(self.tape, shape, dtype, "gradient", "gradient")

@@ -52,6 +52,11 @@ def fused_linear_loss(e: Engine, hidden: Tensor, weight: Parameter, compute_capa
     target_mask = e.new((tokens,), "bool", "target mask")
     step = next_power_of_2(-(-tokens // -(-vocab // int(width))))
     chunk = minimum(step, tokens)
+    low = e.autocast or hidden.dtype
+    e.work.multiplied(weight.name, low, hidden.shape, vocab)
+    for_x = hidden.node is not None
+    if node is not None:
+        e.work.differentiated(weight.name, low, hidden.shape, vocab, for_input=for_x, for_weight=for_w)
     direct = hidden.dtype == w.dtype and e.autocast in (None, hidden.dtype)
     logits = e.new((chunk, vocab), hidden.dtype, "logits of a chunk") if direct else None
     for rows in ends(tokens, step):
@@ -195,7 +200,7 @@ def _chunked_log_probs(e: Engine, hidden: Tensor, weight: Parameter, targets: Te
     tokens, width = h_shape = hidden.shape
     h_dtype, w = hidden.dtype, weight.tensor
     w_shape, w_dtype, for_h, for_w = w.shape, w.dtype, hidden.node is not None, w.node is not None
-    compute = e.autocast or h_dtype
+    compute, owner = e.autocast or h_dtype, weight.name
 
     def cast(shape: tuple[Size, ...], source: str) -> Tensor | None:
         return e.new(shape, compute, "cast of a tile") if source != compute else None
@@ -205,6 +210,8 @@ def _chunked_log_probs(e: Engine, hidden: Tensor, weight: Parameter, targets: Te
         return [min(TRL_VOCABULARY, vocab - start) for start in range(0, vocab, TRL_VOCABULARY)]
 
     def backward(_saved: list[Tensor], g: Tensor) -> Gradients:
+        e.work.multiplied(owner, compute, h_shape, w_shape[0], "recomputation")
+        e.work.differentiated(owner, compute, h_shape, w_shape[0], for_input=for_h, for_weight=for_w)
         grad_hidden = e.new(h_shape, "float32", "grad_hidden") if for_h else None
         grad_weight = e.new(w_shape, "float32", "grad_weight") if for_w else None
         tile = e.new((minimum(tokens, TRL_TOKENS), TRL_VOCABULARY), compute, "tile of logits")
@@ -218,6 +225,7 @@ def _chunked_log_probs(e: Engine, hidden: Tensor, weight: Parameter, targets: Te
         return grads
 
     node = e.node("chunked_log_probs", [hidden, w], (), backward)
+    e.work.multiplied(owner, compute, h_shape, w_shape[0])
     statistics = [e.new((tokens,), "float32", f"statistic {i}") for i in range(7)]
     tile = e.new((minimum(tokens, TRL_TOKENS), TRL_VOCABULARY), compute, "tile of logits")
     h_chunk = None

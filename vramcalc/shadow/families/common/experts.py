@@ -135,12 +135,17 @@ def grouped_mm(e: Engine, x: Tensor, weight: Parameter, offsets: Tensor) -> Tens
     x_shape, w_shape, dtype = x.shape, w.shape, x.dtype
     for_x, for_w = x.node is not None, w.node is not None
 
+    owner, d_out = weight.name, w_shape[1]
+
     def backward(_saved: Saved, g: Tensor) -> Gradients:
+        e.work.differentiated(owner, dtype, x_shape, d_out, for_input=for_x, for_weight=for_w)
         grad_w = e.new(w_shape, dtype, "grouped_mm backward", view=True) if for_w else None
         return [e.new(x_shape, dtype, "grouped_mm backward") if for_x else None, grad_w]
 
     saved = [*([x] if for_w else []), *([w] if for_x else []), offsets]
-    return e.apply("grouped_mm", [x, w], (x_shape[0], w_shape[1]), dtype, saved, backward)
+    y = e.apply("grouped_mm", [x, w], (x_shape[0], d_out), dtype, saved, backward)
+    e.work.multiplied(owner, dtype, x_shape, d_out)
+    return y
 
 
 def chunk(e: Engine, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,100 @@
+"""The products of a job's step, counted while its walk performs them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+from vramcalc.errors import Unsupported
+from vramcalc.inputs.job import Job
+from vramcalc.memory.walks import depths, without_cycle_collector
+from vramcalc.shadow.depth.products import at_full_depth
+from vramcalc.shadow.depth.program import NotRepeatable
+from vramcalc.shadow.engine.work import Pass, Product, Work
+from vramcalc.shadow.training.loop import Loop, Sizes
+
+What = Literal["layers", "adapters", "attention", "head"]
+Key = tuple[What, Pass, str]
+"""Whose products, in which pass, in which dtype."""
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Products of one micro-batch, at full depth.
+
+    Attributes:
+        flops: operations; attention's are of all pairs of two tokens.
+        tokens: that go through the layers.
+        square: pairs of two tokens.
+    """
+
+    flops: Mapping[Key, int]
+    tokens: int
+    square: int
+
+
+@lru_cache(maxsize=256)
+def counted(job: Job) -> Counted:
+    """Walk one micro-batch of a job forward and backward, and count.
+
+    Raises:
+        Unsupported: something that trains is multiplied in a way that is not counted.
+    """
+    one = Job(job.model, job.method, job.training.replace(gradient_accumulation_steps=1), job.stack,
+              job.compute_capability)  # fmt: skip
+    n_layers = job.model.num_hidden_layers
+    batch, seq = job.training.micro_batch_size, job.training.seq_len
+    with without_cycle_collector():
+        for walked in depths(one):
+            loop = Loop(one, Sizes.of(one), walked, counts=True)
+            loop.steady_step()
+            try:
+                return Counted(_summed(loop, walked, n_layers), batch * seq, batch * seq * seq)
+            except NotRepeatable:
+                continue
+    raise AssertionError("all layers can always be walked")
+
+
+def _summed(loop: Loop, walked: int, n_layers: int) -> dict[Key, int]:
+    """Operations of the micro-batch by key; of products of the step after it, none."""
+    assert isinstance(loop.work, Work)
+    _refuse_uncounted(loop, loop.work)
+    parts, found = _Parts(loop.added, loop.work.looked_up), defaultdict[Key, int](int)
+    for p, times in at_full_depth(loop.work.products, walked, n_layers):
+        if p.phase.startswith("step."):
+            found[parts.of(p), p.made_in, p.dtype] += int(p.flops) * times
+    return dict(found)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """Tells parts of a model apart by names of weights."""
+
+    added: Collection[str]
+    looked_up: Collection[str]
+
+    def of(self, p: Product) -> What:
+        """Whose product it is; copies that a method makes stay what they are copies of.
+
+        What is looked up by token and multiplied as well is the weight of a head tied to the embedding.
+        """
+        if p.attends:
+            return "attention"
+        if p.owner in self.added:
+            return "adapters"
+        return "head" if p.owner.startswith("lm_head.") or p.owner in self.looked_up else "layers"
+
+
+def _refuse_uncounted(loop: Loop, work: Work) -> None:
+    """Refuse a step in which a matrix trains that no counted product has touched: its time would be another's."""
+    known = {p.owner for p in work.products} | work.looked_up
+    matrices = [p.name for p in loop.updated if sum(n > 1 for n in p.tensor.shape) > 1]
+    missing = [name for name in matrices if name not in known]
+    if missing:
+        raise Unsupported(
+            f"{loop.job.model.name}, {loop.job.method.kind}: work of {', '.join(missing[:3])} is not counted, so that "
+            "its FLOPs and its time are not known; memory is"
+        )
