@@ -3,8 +3,8 @@
 Settings and their values are read off the specs, so that a new field or value is tried without being named here. Only
 numbers and texts need examples, which ``EXAMPLES`` gives.
 
-``VRAMCALC_SEED=7 pytest tests/test_matrix_by_chance.py`` draws other jobs; ``python tests/random_jobs.py`` tries every
-pair of values over every family and method, which takes the better part of an hour.
+``VRAMCALC_SEED=7 pytest tests/memory/test_matrix_by_chance.py`` draws other jobs; ``python tests/random_jobs.py`` tries
+every pair of values over every family and method, which takes the better part of an hour.
 """
 
 from __future__ import annotations

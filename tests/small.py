@@ -1,10 +1,33 @@
-"""A model small enough to walk a thousand times."""
+"""A model small enough to walk a thousand times, and the settings that laws are tried with."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
+
+from hypothesis import strategies as st
 
 from vramcalc import Estimate, ModelSpec, estimate
+from vramcalc.inputs.stack import KeepsOutputs, LossKind
+
+METHODS = ("full", "lora", "qlora")
+CHECKPOINTING = ("none", "reentrant", "non_reentrant")
+
+SETTINGS = st.fixed_dictionaries(
+    {
+        "micro_batch_size": st.integers(1, 5),
+        "seq_len": st.integers(2, 700),
+        "gradient_checkpointing": st.sampled_from(CHECKPOINTING),
+        "gradient_accumulation_steps": st.integers(1, 3),
+        "optim": st.sampled_from(["adamw_torch_fused", "adamw_torch", "adamw_bnb_8bit", "sgd", "adafactor"]),
+        "padded": st.booleans(),
+        "autocast": st.sampled_from([None, "bfloat16"]),
+        "loss": st.sampled_from(get_args(LossKind)),
+        "attn_implementation": st.sampled_from(["sdpa", "eager"]),
+        "keeps_outputs": st.sampled_from(get_args(KeepsOutputs)),
+        "zero_grad": st.sampled_from(["start", "end"]),
+        "zero_grad_set_to_none": st.booleans(),
+    }
+)
 
 TINY = ModelSpec(
     name="tiny",

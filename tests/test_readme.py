@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 
 import pytest
 from profile_rows import row
-from test_laws import tiny
+from small import tiny
 
 from vramcalc import verdict
 from vramcalc.cli.main import app

@@ -223,9 +223,9 @@ def _agree() -> Iterator[bool]:
 def _pytest() -> int:
     import pytest
 
-    files = [ROOT / "tests" / f"test_{name}.py" for name in TESTS]
+    files = [path for name in TESTS for path in (ROOT / "tests").glob(f"*/test_{name}.py")]
     options = ["-x", "-q", "-n", "0", "-p", "no:cacheprovider", "-m", "not trace"]
-    return int(pytest.main([*options, *(str(f) for f in files if f.exists())]) != 0)
+    return int(pytest.main([*options, *map(str, files)]) != 0)
 
 
 if __name__ == "__main__":

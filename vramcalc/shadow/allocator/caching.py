@@ -189,7 +189,7 @@ class CachingAllocator:
 
         Addresses decide between free blocks of one size. No source says how the driver chooses; on a Tesla T4 the
         reserved memory of every published run of LoRA with eager attention, whose score matrices are alike, is met to
-        the byte by this order and missed by one matrix by the other (tests/test_measured.py).
+        the byte by this order and missed by one matrix by the other (tests/memory/test_measured.py).
         """
         if n <= LARGE_SEGMENT:
             self._above += n

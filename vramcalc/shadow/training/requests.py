@@ -117,7 +117,7 @@ def with_workspace_at_product(events: list[int], op: Callable[[int], str], stack
 
     The walk has it first, as what happens once would set one layer apart from those it stands for. Where it lies
     decides which free blocks are whole later on: published runs on an A100 whose RMSNorm leaves float32 copies before
-    the first product are met to 0.05 % this way, and missed by up to 3 % otherwise (tests/test_measured.py). The
+    the first product are met to 0.05 % this way, and missed by up to 3 % otherwise (tests/memory/test_measured.py). The
     autograd thread's stays at the start of the backward pass: at its first product, two T4 runs are off by 12 % more.
 
     Args:

@@ -17,7 +17,7 @@ from vramcalc.accuracy.memory.measurements import COLUMNS, PredictedRow, predict
 from vramcalc.accuracy.published_rows import Row
 from vramcalc.errors import DataError
 
-PATH = Path(__file__).resolve().parent.parent / "tables" / "measurements.csv"
+PATH = Path(__file__).resolve().parents[2] / "tables" / "measurements.csv"
 TABLE = read_measurements(PATH)
 
 

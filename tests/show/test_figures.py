@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.image import imread
-from test_laws import METHODS, TINY
+from small import METHODS, TINY
 
 from vramcalc import Estimate, Gpu, VramcalcError, estimate, estimate_grid
 from vramcalc.accuracy.memory.accuracy import Accuracy

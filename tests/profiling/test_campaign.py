@@ -30,7 +30,7 @@ from vramcalc.profiling.rows import ProfileRow, read_profiles
 from vramcalc.profiling.run_campaign import Progress, Rows, Summary
 from vramcalc.profiling.run_campaign import run as run_campaign
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parents[1]
 SHIPPED = sorted((tables.directory() / "campaigns").glob("*.yaml"))
 TWELVE = """
 name: twelve

@@ -22,7 +22,7 @@ from vramcalc.memory.estimate import estimate_job
 from vramcalc.show.text.traces import traces_text
 
 ROWS = read_traces()
-GOLDEN = Path(__file__).parent / "reference" / "tiny.txt"
+GOLDEN = Path(__file__).resolve().parents[1] / "reference" / "tiny.txt"
 GOOD = {
     "trace_id": "tiny-1",
     "model": "qwen2.5-0.5b",
@@ -70,7 +70,7 @@ def tiny(directory: Path) -> Path:
 
 
 def test_every_row_is_read_back() -> None:
-    raw = raw_rows(Path(__file__).parent.parent / "tables" / "traces.csv")
+    raw = raw_rows(Path(__file__).resolve().parents[2] / "tables" / "traces.csv")
     assert [row.trace_id for row in ROWS] == [r["trace_id"] for r in raw]
     for row in ROWS:
         assert row.versions.keys() >= set(MODELLED)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
-from test_laws import CHECKPOINTING, METHODS, TINY
+from small import CHECKPOINTING, METHODS, TINY
 
 from vramcalc import VramcalcError, estimate, estimate_grid
 from vramcalc.errors import Unsupported

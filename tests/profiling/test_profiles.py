@@ -20,7 +20,7 @@ from vramcalc.profiling.row_figures import as_measurement, inconsistencies, job_
 from vramcalc.profiling.rows import ProfileRow, parse, read_profiles, shipped
 from vramcalc.show.text.profiles import profile_text
 
-TABLE = Path(__file__).resolve().parent.parent / "tables" / "measurements.csv"
+TABLE = Path(__file__).resolve().parents[2] / "tables" / "measurements.csv"
 FULL = {"method": "full", "seq_lens": [32, 64], "stack": "peft-loop"}
 SEVERAL: list[dict[str, Any]] = [
     {},

@@ -16,7 +16,7 @@ from vramcalc.inputs import catalog
 from vramcalc.inputs.hf_config import to_spec
 from vramcalc.memory import walks
 
-PATH = Path(__file__).resolve().parent.parent / "tables" / "measurements.csv"
+PATH = Path(__file__).resolve().parents[2] / "tables" / "measurements.csv"
 TINY = to_spec(CONFIGS["granite"], "granite")
 CAST: dict[str, Any] = {"casts_embeddings_to_bf16": True, "autocast": "bfloat16", "seq_len": 64}
 MEASURED = [

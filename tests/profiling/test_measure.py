@@ -466,7 +466,7 @@ def test_a_worker_ends_with_its_parent(tiny: Path) -> None:
         "import sys; from profile_rows import CPU, recipe; from vramcalc.profiling.in_a_process import Worker\n"
         "worker = Worker(recipe(where=CPU), CPU); print(worker._process.pid, flush=True); sys.stdin.read()"
     )
-    environment_ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    environment_ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parents[1]), *sys.path])}
     parent = subprocess.Popen(
         [sys.executable, "-c", script], env=environment_, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )

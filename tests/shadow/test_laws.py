@@ -2,41 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from small import TINY, tiny
+from small import CHECKPOINTING, METHODS, SETTINGS, TINY, tiny
 
 from vramcalc import Estimate, LoRA, QLoRA, estimate
 from vramcalc.inputs.job import Job
-from vramcalc.inputs.stack import FullFineTuning, KeepsOutputs, LossKind, Stack, TrainingSpec
+from vramcalc.inputs.stack import FullFineTuning, Stack, TrainingSpec
 from vramcalc.memory.ledger import size_of
 from vramcalc.memory.walks import Walks
 from vramcalc.shadow.depth.program import Program
 from vramcalc.shadow.training.loop import Loop, Sizes
-
-METHODS = ("full", "lora", "qlora")
-CHECKPOINTING = ("none", "reentrant", "non_reentrant")
-
-
-SETTINGS = st.fixed_dictionaries(
-    {
-        "micro_batch_size": st.integers(1, 5),
-        "seq_len": st.integers(2, 700),
-        "gradient_checkpointing": st.sampled_from(CHECKPOINTING),
-        "gradient_accumulation_steps": st.integers(1, 3),
-        "optim": st.sampled_from(["adamw_torch_fused", "adamw_torch", "adamw_bnb_8bit", "sgd", "adafactor"]),
-        "padded": st.booleans(),
-        "autocast": st.sampled_from([None, "bfloat16"]),
-        "loss": st.sampled_from(get_args(LossKind)),
-        "attn_implementation": st.sampled_from(["sdpa", "eager"]),
-        "keeps_outputs": st.sampled_from(get_args(KeepsOutputs)),
-        "zero_grad": st.sampled_from(["start", "end"]),
-        "zero_grad_set_to_none": st.booleans(),
-    }
-)
 
 
 @given(SETTINGS, st.sampled_from(METHODS), st.sampled_from(["micro_batch_size", "seq_len"]))

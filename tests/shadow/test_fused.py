@@ -14,7 +14,7 @@ from vramcalc.accuracy.memory.measurements import Row, read_measurements
 from vramcalc.inputs import catalog
 from vramcalc.memory import walks
 
-PATH = Path(__file__).resolve().parent.parent / "tables" / "measurements.csv"
+PATH = Path(__file__).resolve().parents[2] / "tables" / "measurements.csv"
 MODELS = ("mistralai/Mistral-7B-v0.1", "meta-llama/Meta-Llama-3-8B")
 DTYPES = {"bf16": "bfloat16", "none": None}
 LOSSES = {"unsloth": "fused_cross_entropy", "liger": "fused_linear"}

@@ -13,8 +13,8 @@ import pytest
 from command import run
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from small import TINY, tiny
 from steps import GivenStep
-from test_laws import TINY, tiny
 
 from vramcalc import verdict
 from vramcalc.cli.plan_options import DEFAULTS

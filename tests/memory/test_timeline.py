@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_laws import METHODS, SETTINGS, TINY, tiny
+from small import METHODS, SETTINGS, TINY, tiny
 
 from vramcalc import estimate
 from vramcalc.memory.ledger import GROUPS, SCENE
