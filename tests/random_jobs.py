@@ -68,6 +68,15 @@ _SMALL: dict[str, Any] = {
     "max_position_embeddings": 512,
 }
 FAMILIES: dict[str, ModelSpec] = {
+    "gemma2": ModelSpec(
+        name="gemma2",
+        model_type="gemma2",
+        sliding_window=24,
+        tie_word_embeddings=True,
+        attn_logit_softcapping=50.0,
+        final_logit_softcapping=30.0,
+        **_SMALL,
+    ),
     "granite": ModelSpec(name="granite", model_type="granite", tie_word_embeddings=True, **_SMALL),
     "llama": ModelSpec(name="llama", model_type="llama", **_SMALL),
     "mistral": ModelSpec(name="mistral", model_type="mistral", sliding_window=64, **_SMALL),
@@ -77,8 +86,12 @@ FAMILIES: dict[str, ModelSpec] = {
 }
 """Two layers more than the longest of the short walks, so that these stand for more than they are."""
 
-USUAL: dict[str, dict[str, Any]] = {"mixtral": {"transformers": "4.57"}}
-"""Settings of a family unless others are given: later releases have no linear layers in experts to adapt."""
+USUAL: dict[str, dict[str, Any]] = {
+    "mixtral": {"transformers": "4.57"},
+    "gemma2": {"attn_implementation": "eager"},
+}
+"""Settings of a family unless others are given: later releases have no linear layers in experts to adapt; recipes that
+are given as a spec say SDPA."""
 
 Made = tuple[str, str, dict[str, Any]]
 """Family, method, settings."""

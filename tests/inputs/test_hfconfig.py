@@ -98,6 +98,26 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "max_window_layers": 0,
     },
     "qwen3, biases": {**CONFIGS["qwen3"], "attention_bias": True},
+    "gemma2, no optional key": {
+        **without(
+            CONFIGS["gemma2"],
+            "num_key_value_heads",
+            "head_dim",
+            "hidden_act",
+            "hidden_activation",
+            "sliding_window",
+            "max_position_embeddings",
+            "tie_word_embeddings",
+            "attn_logit_softcapping",
+            "final_logit_softcapping",
+        ),
+        "hidden_size": 256,
+    },
+    "gemma2, biases, untied": {**CONFIGS["gemma2"], "attention_bias": True, "tie_word_embeddings": False},
+    "gemma2, kinds of layers": {
+        **CONFIGS["gemma2"],
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    },
 }
 
 
@@ -117,7 +137,9 @@ def test_a_configuration_means_what_transformers_builds_from_it(config: dict[str
     windows = {getattr(layer.self_attn, "sliding_window", None) for layer in model.model.layers}
     if spec.model_type == "mistral":
         windows = {model.config.sliding_window}
-    assert windows == {spec.sliding_window}
+    assert windows == ({spec.sliding_window, None} if spec.model_type == "gemma2" else {spec.sliding_window})
+    for cap in ("attn_logit_softcapping", "final_logit_softcapping"):
+        assert getattr(spec, cap) == getattr(model.config, cap, None)
 
 
 @pytest.mark.parametrize("alias_first", [True, False])
@@ -161,12 +183,14 @@ def test_the_attention_of_a_configuration_is_estimated_unless_a_recipe_says_anot
     same = vramcalc.estimate(path, **job, attn_implementation="eager")
     assert found.allocated_bytes == same.allocated_bytes
     plain = to_spec(CONFIGS[family], "plain")
+    asked = next(kernel for kernel in KNOWN[family].attention if kernel != "eager")
+    same = vramcalc.estimate(plain, **job, attn_implementation=asked)
     for other in (
-        vramcalc.estimate(path, **job, attn_implementation="sdpa"),
-        vramcalc.estimate(path, **job, stack=vramcalc.Stack(autocast="bfloat16")),
+        vramcalc.estimate(path, **job, attn_implementation=asked),
+        vramcalc.estimate(path, **job, stack=vramcalc.Stack(autocast="bfloat16", attn_implementation=asked)),
     ):
-        assert other.job.stack.attn_implementation == "sdpa"
-        assert other.allocated_bytes == vramcalc.estimate(plain, **job).allocated_bytes
+        assert other.job.stack.attn_implementation == asked
+        assert other.allocated_bytes == same.allocated_bytes
         assert any("not the eager" in warning for warning in other.warnings)
 
 
@@ -198,6 +222,10 @@ def test_what_attention_sees_is_what_a_trace_of_the_configuration_keeps(
     if windowless or (family == "mixtral" and "sliding_window" in changes):
         with pytest.raises(Unsupported, match="sliding_window"):
             to_spec(config, "here")
+        return
+    if family == "gemma2" and ("layer_types" in changes or attn_implementation == "sdpa"):
+        with pytest.raises(Unsupported, match=r"layer_types|attn_implementation='sdpa'"):
+            vramcalc.estimate(to_spec(config, "here"), "full", attn_implementation=attn_implementation)
         return
     spec = to_spec(config, "here")
     settings = {"seq_len": 200, "stack": "pure-bf16-loop", "attn_implementation": attn_implementation}
@@ -336,7 +364,7 @@ def test_all_missing_sizes_are_named_at_once() -> None:
 BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "no model_type": (
         {"model_type": None},
-        "lacks model_type: expected one of granite, llama, mistral, mixtral, qwen2, qwen3",
+        "lacks model_type: expected one of gemma2, granite, llama, mistral, mixtral, qwen2, qwen3",
     ),
     "heads that do not divide": ({"num_attention_heads": 33}, r"num_attention_heads = 33: expected a divisor of .*64"),
     "key-value heads that do not divide": ({"num_key_value_heads": 3}, r"expected num_key_value_heads \(3\) to divide"),
@@ -468,7 +496,20 @@ SCALARS = (
     | st.integers()
     | st.floats()
     | st.sampled_from(
-        ["4096", "granite", "llama", "mistral", "mixtral", "qwen2", "qwen3", "silu", "full_attention", "default", ""]
+        [
+            "4096",
+            "gemma2",
+            "granite",
+            "llama",
+            "mistral",
+            "mixtral",
+            "qwen2",
+            "qwen3",
+            "silu",
+            "full_attention",
+            "default",
+            "",
+        ]
     )
     | st.text(max_size=5)
 )

@@ -21,6 +21,15 @@ pytestmark = pytest.mark.trace
 _EAGER_CACHE = {"attn_implementation": "eager", "use_cache": True, "micro_batch_size": 2, "seq_len": 70}
 
 CASES: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    *(
+        ("gemma2", method, {"seq_len": 100, "autocast": autocast, "gradient_checkpointing": checkpointing})
+        for method, autocast in (("full", None), ("lora", "bfloat16"), ("qlora", "bfloat16"))
+        for checkpointing in ("none", "reentrant", "non_reentrant")
+    ),
+    ("gemma2", "full", {"seq_len": 40, "micro_batch_size": 2, "attn_implementation": "flash_attention_2"}),
+    ("gemma2", "lora", {"seq_len": 70, "modules_to_save": {"embed_tokens"}, "padded": True, "micro_batch_size": 3}),
+    ("gemma2", "lora", {"seq_len": 70, "target_modules": {"embed_tokens"}, "use_cache": True}),
+    ("gemma2", "qlora", {"seq_len": 70, "passes_attention_mask": False, "autocast": "bfloat16"}),
     ("granite", "full", {"seq_len": 100, "micro_batch_size": 2}),
     ("granite", "lora", {"seq_len": 80, "autocast": "bfloat16", "gradient_checkpointing": "reentrant"}),
     ("granite", "qlora", {"seq_len": 50, "casts_embeddings_to_bf16": True, "autocast": "bfloat16"}),

@@ -102,9 +102,15 @@ REFUSED: tuple[dict[str, object], ...] = (
     # Fused losses read the head's weight and pass by an adapter on it.
     {"loss": "chunked", "targets": "embeddings or head"},
     {"loss": "fused_linear", "targets": "embeddings or head"},
-    # They make logits by themselves, and Granite's are scaled.
-    {"family": "granite", "loss": "chunked"},
-    {"family": "granite", "loss": "fused_linear"},
+    # They make logits by themselves, and Granite's are scaled, Gemma's capped.
+    *({"family": n, "loss": x} for n, f in FAMILIES.items() if f.logits for x in ("chunked", "fused_linear")),
+    # SDPA has no soft cap.
+    *(
+        {"family": n, "attention": kernel}
+        for n, f in FAMILIES.items()
+        if "sdpa" not in f.attention
+        for kernel in ("sdpa", "sdpa efficient", "sdpa math")
+    ),
 )
 """Settings that are refused together."""
 
@@ -141,7 +147,8 @@ def missing(jobs: Iterable[Job]) -> list[Pair]:
 def missing_core(jobs: Iterable[Job]) -> list[tuple[object, ...]]:
     """Combinations of ``CORE`` that no job has."""
     found = {tuple(settings(job)[name] for name in CORE) for job in jobs}
-    return [combination for combination in product(*(AXES[name][0] for name in CORE)) if combination not in found]
+    every = product(*(AXES[name][0] for name in CORE))
+    return [one for one in every if one not in found and _goes(dict(zip(CORE, one, strict=True)))]
 
 
 if __name__ == "__main__":

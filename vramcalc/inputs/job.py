@@ -140,8 +140,9 @@ class Job:
         weights = "float32" if kbit_prepared(method, stack) else stack.dtype
         if copy_dtype(stack, weights) == weights:
             return False
-        # What a norm or an embedding makes of 16 bits is raised to float32 by float32 weights.
-        return weights != "float32" or _saves_linear(method, self.model.num_hidden_layers)
+        # What a norm or an embedding makes of 16 bits is raised to float32 by float32 weights, of most norms.
+        kept = self.model.family.norms_keep_dtype and is_saved(method, "model.embed_tokens")
+        return weights != "float32" or kept or _saves_linear(method, self.model.num_hidden_layers)
 
     @property
     def fills_cache(self) -> bool:

@@ -21,6 +21,7 @@ def _known(model_type: str) -> str:
 
 ModelType = Annotated[str, AfterValidator(_known)]
 """The name of a family."""
+SoftCap = Annotated[Annotated[float, Field(gt=0)] | None, Field(exclude_if=lambda cap: cap is None)]
 
 
 class ModelSpec(Spec):
@@ -42,11 +43,15 @@ class ModelSpec(Spec):
     """Bias on q, k, v and o (granite, llama, qwen3); Qwen2's bias on q, k and v alone is part of its family."""
     mlp_bias: bool = False
     sliding_window: Annotated[int, Field(ge=1)] | None = None
-    """Window of every layer, None for full attention."""
+    """Window of every layer, or of the first and every other one after it (gemma2), None for full attention."""
     num_local_experts: PositiveCount | None = None
     """Experts of every layer (mixtral), None for a dense model."""
     num_experts_per_tok: PositiveCount | None = None
     """Experts that a token is sent to (mixtral)."""
+    attn_logit_softcapping: SoftCap = None
+    """Soft cap of attention's scores (gemma2), None for none."""
+    final_logit_softcapping: SoftCap = None
+    """Soft cap of the logits (gemma2), None for none."""
     attn_implementation: Annotated[AttnImplementation | None, Field(exclude_if=lambda given: given is None)] = None
     """Attention that ``config.json`` itself asks for; a recipe that is given as a :class:`Stack`, or the setting of
     that name, counts for more."""

@@ -6,7 +6,7 @@ from vramcalc.errors import Unsupported
 from vramcalc.inputs.families import FAMILIES
 from vramcalc.inputs.releases import EXPERTS_CHECKED, PEFT_RAISES_ADAPTERS, minor_release
 from vramcalc.inputs.stack import OWN_LOSSES, LoRA, Method, ModelSpec, QLoRA, Stack, kbit_prepared
-from vramcalc.inputs.targets import adapts_whole_mlp, is_saved, is_target
+from vramcalc.inputs.targets import adapts_whole_mlp, copy_dtype, is_saved, is_target
 
 _EXPERTS = (
     *(f"block_sparse_moe.{name}" for name in ("gate", "experts.0.w1", "experts.0.w2", "experts.0.w3")),
@@ -169,8 +169,7 @@ def _dtypes(model: ModelSpec, method: Method, stack: Stack) -> None:
     if (
         isinstance(method, QLoRA)
         and stack.autocast is not None
-        and {stack.dtype, stack.autocast} == {"bfloat16", "float16"}
-        and not stack.prepare_model_for_kbit_training
+        and {_unadapted_dtype(model, method, stack), stack.autocast} == {"bfloat16", "float16"}
         and not _adapts_rotated(method, model.num_hidden_layers)
     ):
         raise Unsupported(
@@ -186,6 +185,13 @@ def _dtypes(model: ModelSpec, method: Method, stack: Stack) -> None:
             "whose rows must be multiples of 16 bytes: an intermediate_size and a hidden_size that 8 divides; "
             "use transformers='4.57', where experts are linear layers"
         )
+
+
+def _unadapted_dtype(model: ModelSpec, method: QLoRA, stack: Stack) -> str:
+    """Dtype that four-bit layers give back: that of what the norm before them gives them."""
+    weights = "float32" if stack.prepare_model_for_kbit_training else stack.dtype
+    copied = model.family.norms_keep_dtype and is_saved(method, "model.embed_tokens")
+    return copy_dtype(stack, weights) if copied else weights
 
 
 def _adapts_rotated(method: LoRA, n_layers: int) -> bool:

@@ -253,7 +253,7 @@ def make_job(
     kind = str(chosen.model_fields["kind"].default)
     made = chosen(**given["method"]) if isinstance(method, str) else method.replace(**given["method"])
     if isinstance(stack, str):
-        defaults, asked = preset(stack).training, spec.attn_implementation or "sdpa"
+        defaults, asked = preset(stack).training, spec.attn_implementation or spec.family.attention[0]
         recipe = stack_of(stack, method=kind, **{"attn_implementation": asked} | given["stack"])
     else:
         defaults, recipe = {}, stack.replace(**given["stack"])

@@ -118,8 +118,10 @@ def _harmless(job: Job) -> Iterator[Change]:
         yield "expandable_segments", {"expandable_segments": True}
     if training.optim in ("adamw_torch", "adamw_torch_loop"):
         yield "fused optimizer", {"optim": "adamw_torch_fused"}
-    if stack.attn_implementation == "eager":
+    if stack.attn_implementation == "eager" and "sdpa" in job.model.family.attention:
         yield "SDPA attention", {"attn_implementation": "sdpa"}
+    elif stack.attn_implementation == "eager":
+        yield "flash-attn", {"attn_implementation": "flash_attention_2"}
     elif stack.sdpa_kernel == "math":
         yield "fused attention kernel", {"sdpa_kernel": "auto"}
     if stack.loss in ("full", *OWN_LOSSES):

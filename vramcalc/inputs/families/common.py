@@ -122,6 +122,7 @@ class Family:
         qkv_bias: a bias on queries, keys and values alone, whatever the configuration says.
         head_norms: a norm on the queries and keys of every head.
         norms: of a layer, over the hidden size.
+        norms_keep_dtype: what they give back has the dtype they are given, whatever that of their weights.
         modules: further leaves of a layer that a name may mean, in any release.
         experts: the feed-forward part is a mixture of experts.
     """
@@ -148,5 +149,6 @@ class Family:
     qkv_bias: bool = False
     head_norms: bool = False
     norms: tuple[str, ...] = NORMS
+    norms_keep_dtype: bool = False
     modules: tuple[str, ...] = ()
     experts: bool = False

@@ -84,6 +84,17 @@ def _contiguous_copy(grad: torch.Tensor) -> list[tuple[int, str]]:
     return [(grad.numel() * grad.element_size(), "attention backward: contiguous grad_out")]
 
 
+def take_literals(model: nn.Module) -> None:
+    """Make buffers that a model is given as a number, which go to the device with it, tensors like any other.
+
+    A fake tensor of a literal is not the device's, and holds its value, which cannot be copied with its module.
+    """
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer.dim() == 0:
+                module._buffers[name] = torch.zeros((), dtype=buffer.dtype)
+
+
 def quantize_linears(model: nn.Module, method: QLoRA) -> None:
     """Replace linear layers, but for the head, by what transformers' bitsandbytes integration leaves behind.
 

@@ -125,6 +125,7 @@ def trace(
     recorder = Recorder(fake_device.hidden_buffers(compute_capability) if kernel_buffers else lambda *_: [])
     with _fake_cuda(recorder, stack, compute_capability, padded=training.padded):
         built = build_model(model, stack, layers=layers)
+        fake_device.take_literals(built)
         if isinstance(method, QLoRA):
             fake_device.quantize_linears(built, method)
         fused_losses.install(built, stack)
@@ -202,6 +203,7 @@ def trace_custom(
         fake_device.default_optimizer_loops(),
     ):
         model = model_factory()
+        fake_device.take_literals(model)
         gc.collect()
         _label_loaded(recorder, model)
         _name_modules(recorder, model)

@@ -78,6 +78,7 @@ def attend(
     repeats: bool,
     contiguous: bool = False,
     cached: bool = False,
+    soft_capped: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Transformers' attention interface: the result, and the weights where eager code returns them.
 
@@ -92,12 +93,13 @@ def attend(
         repeats: key and value heads are copied first.
         contiguous: whatever does not lie head by head yet is copied.
         cached: keys and values are what a cache copied, head by head.
+        soft_capped: scores go through a hyperbolic tangent; flash-attn does that in its kernel.
 
     References:
         transformers integrations/sdpa_attention.py.
     """
     if kernel == "eager":
-        return eager(e, q, k, v, mask, head_major_kv=cached)
+        return eager(e, q, k, v, mask, head_major_kv=cached, soft_capped=soft_capped)
     heads = int(q.shape[1])
     if repeats:
         k, v = repeat_kv(e, k, heads), repeat_kv(e, v, heads)
@@ -132,7 +134,7 @@ def _without_autocast(
 
 
 def eager(
-    e: Engine, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, head_major_kv: bool
+    e: Engine, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, head_major_kv: bool, soft_capped: bool = False
 ) -> tuple[Tensor, Tensor]:
     """``eager_attention_forward``: the full matrix of scores, its softmax in float32, and a copy back.
 
@@ -149,6 +151,10 @@ def eager(
     many = batch > 1
     attn_weights = _bmm(e, q, k, (batch, heads, seq, seq), copy_a=many, copy_b=many and not one_block)
     attn_weights = ops.mul_scalar(e, attn_weights)
+    if soft_capped:
+        attn_weights = ops.mul_scalar(e, attn_weights)
+        attn_weights = ops.tanh(e, attn_weights)
+        attn_weights = ops.mul_scalar(e, attn_weights)
     if mask is not None:
         attn_weights = ops.add_constant(e, attn_weights, "add mask", mask.dtype)
     attn_weights = ops.to(e, _softmax(e, attn_weights), q.dtype)

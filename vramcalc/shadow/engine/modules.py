@@ -107,6 +107,10 @@ class Embedding(Module):
         """``(batch, seq)`` ids to ``(batch, seq, width)``."""
         return ops.embedding(self.engine, self.weight, args[0])
 
+    def scaled(self, x: Tensor) -> Tensor:
+        """What is looked up, an adapter's share too, times the embedding's own scale: none by default."""
+        return x
+
 
 class Factory:
     """Makes the leaves of a model; a method that stores weights in another form overrides ``linear``.
@@ -127,10 +131,10 @@ class Factory:
         """The output projection, which no library quantises."""
         return Linear(self.engine, name, d_in, d_out, self.dtype)
 
-    def norm(self, name: str, width: int) -> RMSNorm:
-        """A norm."""
-        return self.norm_class(self.engine, name, width, self.dtype)
+    def norm(self, name: str, width: int, norm_class: type[RMSNorm] | None = None) -> RMSNorm:
+        """A norm, of the family's own class where it has one."""
+        return (norm_class or self.norm_class)(self.engine, name, width, self.dtype)
 
-    def embedding(self, name: str, vocab: int, width: int) -> Embedding:
-        """The token embedding."""
-        return Embedding(self.engine, name, vocab, width, self.dtype)
+    def embedding(self, name: str, vocab: int, width: int, embedding_class: type[Embedding] = Embedding) -> Embedding:
+        """The token embedding, of the family's own class where it has one."""
+        return embedding_class(self.engine, name, vocab, width, self.dtype)

@@ -57,9 +57,19 @@ def add_constant(e: Engine, x: Tensor, op: str = "add", dtype: str | None = None
 
 
 def mul_scalar(e: Engine, x: Tensor) -> Tensor:
-    """``x * number``."""
+    """``x * number``, or ``x / number``."""
     shape, dtype = x.shape, x.dtype
     return e.apply("mul", [x], shape, dtype, (), lambda s, g: [e.new(shape, g.dtype, "mul backward")])
+
+
+def tanh(e: Engine, x: Tensor) -> Tensor:
+    """``torch.tanh``."""
+    shape, dtype = x.shape, x.dtype
+
+    def backward(_saved: Saved, _gradient: Tensor) -> Gradients:
+        return [e.new(shape, dtype, "tanh backward")]
+
+    return e.apply("tanh", [x], shape, dtype, (), backward, saves_result=True)
 
 
 def neg(e: Engine, x: Tensor) -> Tensor:
@@ -74,10 +84,11 @@ def clone(e: Engine, x: Tensor) -> Tensor:
 
 
 def mul(e: Engine, a: Tensor, b: Tensor) -> Tensor:
-    """``a * b``; ``b`` may be broadcast, and then needs a gradient only in the form ``(..., 1)``."""
+    """``a * b``; ``b`` may be broadcast, and then needs a gradient only in the forms ``(..., 1)`` and ``(n,)``."""
     shape, dtype, b_shape = a.shape, promote(a.dtype, b.dtype), b.shape
     for_a, for_b = a.node is not None, b.node is not None
-    summed = {1: b_shape} if for_b and b_shape[-1] is not shape[-1] and b_shape[-1] == 1 else None
+    spread = for_b and (len(b_shape) < len(shape) or (b_shape[-1] is not shape[-1] and b_shape[-1] == 1))
+    summed = {1: b_shape} if spread else None
 
     def backward(_saved: Saved, g: Tensor) -> Gradients:
         grad_b = e.new(shape, dtype, "mul backward") if for_b else None
@@ -90,8 +101,17 @@ def mul(e: Engine, a: Tensor, b: Tensor) -> Tensor:
 
 def silu(e: Engine, x: Tensor) -> Tensor:
     """``nn.functional.silu``."""
+    return _activation(e, "silu", x)
+
+
+def gelu(e: Engine, x: Tensor) -> Tensor:
+    """``nn.functional.gelu``, exact or by ``tanh``."""
+    return _activation(e, "gelu", x)
+
+
+def _activation(e: Engine, name: str, x: Tensor) -> Tensor:
     shape, dtype = x.shape, x.dtype
-    return e.apply("silu", [x], shape, dtype, [x], lambda s, g: [e.new(shape, dtype, "silu backward")])
+    return e.apply(name, [x], shape, dtype, [x], lambda s, g: [e.new(shape, dtype, f"{name} backward")])
 
 
 def dropout(e: Engine, x: Tensor) -> Tensor:
@@ -159,6 +179,18 @@ def rms_norm(e: Engine, x: Tensor, weight: Parameter) -> Tensor:
     variance = _mean(e, _square(e, hidden_states))
     hidden_states = mul(e, hidden_states, _rsqrt(e, add_constant(e, variance)))
     return _scale(e, weight, to(e, hidden_states, input_dtype))
+
+
+def rms_norm_centered(e: Engine, x: Tensor, weight: Parameter) -> Tensor:
+    """``Gemma2RMSNorm.forward``: times one plus the weight, all of it in float32."""
+    input_dtype = x.dtype
+    output = _normalised(e, to(e, x, "float32"))
+    output = mul(e, output, add_constant(e, to(e, weight.tensor, "float32")))
+    return to(e, output, input_dtype)
+
+
+def _normalised(e: Engine, x: Tensor) -> Tensor:
+    return mul(e, x, _rsqrt(e, add_constant(e, _mean(e, _square(e, x)))))
 
 
 def _square(e: Engine, x: Tensor) -> Tensor:

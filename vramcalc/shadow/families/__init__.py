@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from vramcalc.shadow.families import granite, llama, mistral, mixtral, qwen2, qwen3
+from vramcalc.shadow.families import gemma2, granite, llama, mistral, mixtral, qwen2, qwen3
 
 FAMILIES: dict[str, type[llama.CausalLM]] = {
+    "gemma2": gemma2.CausalLM,
     "granite": granite.CausalLM,
     "llama": llama.CausalLM,
     "mistral": mistral.CausalLM,

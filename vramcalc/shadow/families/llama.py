@@ -7,12 +7,13 @@ that live as long as theirs.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from vramcalc.inputs.stack import ModelSpec
 from vramcalc.shadow.engine import attention, heads, ops
 from vramcalc.shadow.engine.autograd import Engine
 from vramcalc.shadow.engine.graph import Leaf
-from vramcalc.shadow.engine.modules import Factory, Module, TiedHead
+from vramcalc.shadow.engine.modules import Embedding, Factory, Module, RMSNorm, TiedHead
 from vramcalc.shadow.engine.sizes import Size
 from vramcalc.shadow.engine.tape import Storage, Tensor
 from vramcalc.shadow.families.common.attention_kernel import attention_kernel
@@ -115,8 +116,9 @@ class Attention(Module):
             v = self.lower(v)
         given = (self.lower(q), self.lower(k), self.lower(v)) if lowered and not in_place else (q, k, v)
         out, weights = attention.attend(
-            e, kernel, *given, shared.mask, capability, repeats=repeats, contiguous=contiguous, cached=cached
-        )
+            e, kernel, *given, shared.mask, capability, repeats=repeats, contiguous=contiguous, cached=cached,
+            soft_capped=spec.attn_logit_softcapping is not None,
+        )  # fmt: skip
         del given
         out = ops.merge_heads(e, out)
         projected = self.o_proj(out)
@@ -156,23 +158,32 @@ class MLP(Module):
         self.up_proj = make.linear(f"{name}.up_proj", h, i, bias=bias)
         self.down_proj = make.linear(f"{name}.down_proj", i, h, bias=bias)
 
+    def act_fn(self, x: Tensor) -> Tensor:
+        """``config.hidden_act``."""
+        return ops.silu(self.engine, x)
+
     def forward(self, *args: Tensor) -> Tensor:
         """Gated feed-forward."""
         e, x = self.engine, args[0]
-        return self.down_proj(ops.mul(e, ops.silu(e, self.gate_proj(x)), self.up_proj(x)))
+        return self.down_proj(ops.mul(e, self.act_fn(self.gate_proj(x)), self.up_proj(x)))
 
 
 class DecoderLayer(Module):
     """``LlamaDecoderLayer``."""
 
     attention_class = Attention
+    norm_class: type[RMSNorm] | None = None
 
     def __init__(self, make: Factory, name: str, spec: ModelSpec, context: Context) -> None:
         super().__init__(make.engine, name)
         self.self_attn = self.attention_class(make, f"{name}.self_attn", spec, context)
         self.mlp = self.feed_forward(make, name, spec, context)
-        self.input_layernorm = make.norm(f"{name}.input_layernorm", spec.hidden_size)
-        self.post_attention_layernorm = make.norm(f"{name}.post_attention_layernorm", spec.hidden_size)
+        self.input_layernorm = self.norm(make, "input_layernorm", spec)
+        self.post_attention_layernorm = self.norm(make, "post_attention_layernorm", spec)
+
+    def norm(self, make: Factory, attribute: str, spec: ModelSpec) -> RMSNorm:
+        """A norm over the hidden size."""
+        return make.norm(f"{self.name}.{attribute}", spec.hidden_size, self.norm_class)
 
     def feed_forward(self, make: Factory, name: str, spec: ModelSpec, context: Context) -> Module:
         """What stands after attention, inside the layer called ``name``."""
@@ -211,19 +222,20 @@ class CausalLM(Module):
     """
 
     layer_class = DecoderLayer
+    embedding_class = Embedding
 
     def __init__(self, make: Factory, spec: ModelSpec, n_layers: int, context: Context) -> None:
         super().__init__(make.engine, "")
         tape = make.engine.tape
         self.spec, self.context = spec, context
-        embeddings = make.embedding("model.embed_tokens", spec.vocab_size, spec.hidden_size)
+        embeddings = make.embedding("model.embed_tokens", spec.vocab_size, spec.hidden_size, self.embedding_class)
         self.embed_tokens: Module = embeddings
         self.layers = []
         for i in range(n_layers):
             tape.at(i)
             self.layers.append(self.layer_class(make, f"model.layers.{i}", spec, context))
         tape.at(None)
-        self.norm = make.norm("model.norm", spec.hidden_size)
+        self.norm = make.norm("model.norm", spec.hidden_size, self.layer_class.norm_class)
         self.buffers = self._buffers()
         self.lm_head: Module = (
             TiedHead(make.engine, "lm_head", embeddings)
@@ -258,6 +270,10 @@ class CausalLM(Module):
         unseen = stack.release.ignores_window and stack.attn_implementation == "sdpa"
         return None if unseen else self.spec.sliding_window
 
+    def masks(self, mask: Callable[[int | None], Tensor | None]) -> list[Tensor | None]:
+        """The masks that layers are given in turn, made for a window each."""
+        return [mask(self._window)]
+
     def hidden_states(self, ids: Tensor, cache: Cache | None) -> Tensor:
         """``LlamaModel.forward``: token ids to the normalised last hidden state."""
         e, tape, context, spec = self.engine, self.engine.tape, self.context, self.spec
@@ -268,7 +284,8 @@ class CausalLM(Module):
         tape.module = "model"
         inputs_embeds = self.embedded(inputs_embeds)
         position_ids = _position_ids(e, seq)
-        mask = causal_mask(
+        mask = partial(
+            causal_mask,
             e,
             batch,
             seq,
@@ -277,17 +294,17 @@ class CausalLM(Module):
             padded=context.padded,
             passed=context.stack.passes_attention_mask,
             cached=cache is not None,
-            sliding_window=self._window,
             dtype=inputs_embeds.dtype,
         )
+        masks = self.masks(lambda window: mask(sliding_window=window))
         hidden_states = inputs_embeds
         in_layers = spec.model_type in context.stack.release.layer_rotary
         rotary = None if in_layers else rotary_embedding(e, seq, spec.head_dim, hidden_states.dtype)
-        shared = Shared(rotary, mask, position_ids, cache)
-        del rotary, mask, position_ids
+        shared = [Shared(rotary, mask, position_ids, cache) for mask in masks]
+        del rotary, masks, position_ids
         for i, layer in enumerate(self.layers):
             tape.at(i)
-            hidden_states = e.checkpoint(context.checkpointing, _bind(layer, shared), hidden_states)
+            hidden_states = e.checkpoint(context.checkpointing, _bind(layer, shared[i % len(shared)]), hidden_states)
         tape.at(None)
         hidden_states = self.norm(hidden_states)
         tape.module = ""

@@ -9,7 +9,7 @@ from vramcalc.shadow.engine import ops
 from vramcalc.shadow.engine.graph import Parameter
 from vramcalc.shadow.engine.modules import Embedding, Linear, Module, TiedHead
 from vramcalc.shadow.engine.sizes import Size
-from vramcalc.shadow.engine.tape import Tensor
+from vramcalc.shadow.engine.tape import Storage, Tensor
 from vramcalc.shadow.families.llama import CausalLM
 from vramcalc.shadow.quantization.bitsandbytes import Linear4bit
 
@@ -100,6 +100,9 @@ class SavedModule(Module):
                 )
                 made.train()
                 setattr(copy, attribute, made)
+            elif isinstance(value, Tensor):
+                storage = Storage(module.engine.tape, value.shape, value.dtype, attribute, "parameter")
+                setattr(copy, attribute, Tensor(storage, value.shape, value.dtype))
         self.copy = copy
 
     def forward(self, *args: Tensor) -> Tensor:
@@ -178,5 +181,6 @@ class LoraEmbedding(Module):
         result_dtype = result.dtype
         after_a = ops.embedding(e, self.lora_A, ids, transposed=True)
         output = ops.mul_scalar(e, ops.linear(e, after_a, self.lora_B))
+        output = self.base_layer.scaled(output)
         result = ops.add(e, result, output)
         return ops.to(e, result, result_dtype)

@@ -24,9 +24,9 @@ class Factory4bit(Factory):
         """The output projection, which is not quantised."""
         return Linear(self.engine, name, d_in, d_out, self.ends_dtype)
 
-    def embedding(self, name: str, vocab: int, width: int) -> Embedding:
+    def embedding(self, name: str, vocab: int, width: int, embedding_class: type[Embedding] = Embedding) -> Embedding:
         """The token embedding."""
-        return Embedding(self.engine, name, vocab, width, self.ends_dtype)
+        return embedding_class(self.engine, name, vocab, width, self.ends_dtype)
 
     def linear(self, name: str, d_in: int, d_out: int, *, bias: bool = False) -> Module:
         """A four-bit projection."""

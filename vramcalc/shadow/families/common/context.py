@@ -36,7 +36,7 @@ class Cache:
 
 @dataclass
 class Shared:
-    """What every decoder layer of one forward pass is given."""
+    """What decoder layers of one forward pass are given, those with one kind of mask."""
 
     rotary: tuple[Tensor, Tensor] | None
     """Cosines and sines, None where every attention makes its own."""
