@@ -1,4 +1,4 @@
-"""Work counted on the walk: equal to the operations that a formula for each projection gives."""
+"""Laws of work counted on the walk, for every family and method: what recomputation and frozen weights change."""
 
 from __future__ import annotations
 
@@ -6,132 +6,224 @@ import pytest
 from configs import CONFIGS
 
 from vramcalc.errors import Unsupported
+from vramcalc.inputs import catalog
 from vramcalc.inputs.hf_config import to_spec
 from vramcalc.inputs.job import Job
-from vramcalc.inputs.stack import FullFineTuning, LoRA, Method, QLoRA, Stack, TrainingSpec, kbit_prepared
-from vramcalc.timing.counted import counted
-from vramcalc.timing.flops import step_flops
+from vramcalc.inputs.stack import FullFineTuning, LoRA, Method, QLoRA, Stack, TrainingSpec
+from vramcalc.memory import walks
+from vramcalc.shadow.engine.sizes import Symbols, evaluate
+from vramcalc.shadow.engine.work import Work
+from vramcalc.shadow.training.loop import Loop, Sizes
+from vramcalc.timing import counted as counting
+from vramcalc.timing.counted import Counted, counted
 
 BATCH, SEQ, RANK = 2, 24, 4
+ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 METHODS: dict[str, Method] = {
     "full": FullFineTuning(),
-    "lora": LoRA(rank=RANK),
-    "q, v": LoRA(rank=RANK, target_modules=["q_proj", "v_proj"]),
-    "down": LoRA(rank=RANK, target_modules=["down_proj"]),
+    "lora": LoRA(rank=RANK, target_modules=ATTENTION),
+    "one layer": LoRA(rank=RANK, target_modules=r".*layers\.1\.self_attn\.v_proj"),
     "head saved": LoRA(rank=RANK, target_modules=["v_proj"], modules_to_save=["lm_head"]),
-    "head": LoRA(rank=RANK, target_modules=["up_proj", "lm_head"], lora_dropout=0.1),
-    "one layer": LoRA(rank=RANK, target_modules=r".*layers\.1\.mlp\.up_proj"),
-    "embedding": LoRA(rank=RANK, target_modules=["o_proj", "embed_tokens"]),
-    "qlora": QLoRA(rank=RANK),
-    "qlora q, v": QLoRA(rank=RANK, target_modules=["q_proj", "v_proj"]),
+    "qlora": QLoRA(rank=RANK, target_modules=ATTENTION),
 }
-STACKS = {
-    "bfloat16": Stack(),
-    "float32": Stack(dtype="float32"),
-    "autocast": Stack(dtype="float32", autocast="bfloat16"),
-    "float32 adapters": Stack(adapter_dtype="float32"),
-    "float32 adapters, autocast": Stack(adapter_dtype="float32", autocast="bfloat16"),
-    "not prepared": Stack(prepare_model_for_kbit_training=False),
-    "chunked": Stack(loss="chunked"),
-    "fused linear": Stack(loss="fused_linear"),
-    "before transformers 5": Stack(transformers="4.57"),
-}
-Key = tuple[str, str, str]
+PLAIN = Stack(transformers="4.57", prepare_model_for_kbit_training=False)
+"""Of the last release before 5, experts are modules of their own; what is not in four bits stays in 16."""
+PAIRS = [(family, method) for family in CONFIGS for method in METHODS]
 
 
-def by_formula(job: Job) -> dict[Key, int]:
-    """What the formulas say, but for what they did not know: see each comment."""
-    stack = job.stack
-    if stack.attn_implementation == "sdpa" and _attends_in(job) == "float32" and _grouped(job):
-        # No fused kernel takes grouped heads in float32: torch falls back to products of its own, as eager code has.
-        stack = stack.replace(attn_implementation="eager")
-    found = step_flops(job.model, job.method, job.training, stack, square=True)
-    rows: dict[Key, int] = {}
-    for r in found.rows:
-        flops, dtype = r.flops, r.dtype
-        if stack.loss == "chunked" and r.what == "head":
-            flops = flops * (SEQ - 1) // SEQ  # the last position has no label
-        if stack.attn_implementation == "flash_attention_2" and r.what == "attention":
-            dtype = stack.autocast or stack.dtype  # flash-attn is handed 16 bits, whatever stands around it
-        rows[r.what, r.phase, dtype] = rows.get((r.what, r.phase, dtype), 0) + flops
-    return rows
-
-
-def _attends_in(job: Job) -> str:
-    prepared = kbit_prepared(job.method, job.stack)
-    return job.stack.autocast or ("float32" if prepared else job.stack.dtype)
-
-
-def _grouped(job: Job) -> bool:
-    return job.model.num_attention_heads != job.model.num_key_value_heads
-
-
-def jobs(family: str, method: str, checkpointing: str, attention: str) -> list[Job]:
-    """Under every recipe that runs."""
-    found = []
-    for stack in STACKS.values():
-        training = TrainingSpec(micro_batch_size=BATCH, seq_len=SEQ, gradient_checkpointing=checkpointing)
-        made = stack.replace(attn_implementation=attention)
-        try:
-            found.append(Job(to_spec(CONFIGS[family], family), METHODS[method], training, made))
-        except Unsupported:
-            continue
-    return found
-
-
-@pytest.mark.parametrize("attention", ["sdpa", "eager", "flash_attention_2"])
-@pytest.mark.parametrize("checkpointing", ["none", "reentrant", "non_reentrant"])
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("family", [f for f in CONFIGS if f != "mixtral"])
-def test_the_walk_counts_what_formulas_say(family: str, method: str, checkpointing: str, attention: str) -> None:
-    made = jobs(family, method, checkpointing, attention)
-    assert made
-    for job in made:
-        assert dict(counted(job).flops) == by_formula(job), job.stack
-
-
-@pytest.mark.parametrize("checkpointing", ["none", "reentrant", "non_reentrant"])
-@pytest.mark.parametrize("method", ["full", "q, v", "qlora q, v"])
-@pytest.mark.parametrize("transformers", ["4.57", "5.13"])
-def test_of_experts_formulas_leave_the_router_out(method: str, checkpointing: str, transformers: str) -> None:
-    """And stop recomputing before the last product, though the sum over experts needs what comes out of it."""
-    spec = to_spec(CONFIGS["mixtral"], "mixtral")
+def job_of(family: str, method: Method, checkpointing: str = "none", stack: Stack = PLAIN) -> Job:
     training = TrainingSpec(micro_batch_size=BATCH, seq_len=SEQ, gradient_checkpointing=checkpointing)
-    stack = Stack(transformers=transformers, prepare_model_for_kbit_training=False)
-    job = Job(spec, METHODS[method], training, stack)
-    tokens, layers, experts = BATCH * SEQ, spec.num_hidden_layers, spec.num_local_experts or 0
-    router = 2 * tokens * spec.hidden_size * experts * layers
-    down = 2 * tokens * (spec.num_experts_per_tok or 0) * spec.hidden_size * spec.intermediate_size * layers
-    more = {("layers", "forward"): router, ("layers", "input gradients"): router}
-    if method == "full":
-        more["layers", "weight gradients"] = router
-    if checkpointing != "none":
-        more["layers", "recomputation"] = router + down * (checkpointing == "non_reentrant")
-    expected = by_formula(job)
-    for (what, phase), flops in more.items():
-        expected[what, phase, "bfloat16"] += flops
-    assert dict(counted(job).flops) == expected
+    return Job(to_spec(CONFIGS[family], family), method, training, stack)
+
+
+def flops(found: Counted, *what: str, made_in: str = "") -> int:
+    """Operations of parts, all of them or those of one pass."""
+    return sum(n for (part, p, _), n in found.flops.items() if part in what and made_in in ("", p))
+
+
+IN_LAYERS = ("layers", "adapters", "attention")
+EVERYTHING = (*IN_LAYERS, "head")
+
+
+# -- recomputation -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("family", "method"), PAIRS)
+def test_full_recomputation_makes_the_forward_pass_of_the_layers_again(family: str, method: str) -> None:
+    """With it the first layer's input has a gradient, too, whatever trains."""
+    without, again = (counted(job_of(family, METHODS[method], c)) for c in ("none", "reentrant"))
+    for part in IN_LAYERS:
+        forward = flops(without, part, made_in="forward")
+        assert flops(again, part, made_in="forward") == forward
+        more = flops(again, part, made_in="recomputation") - flops(without, part, made_in="recomputation")
+        assert more - (part == "attention") * _newly_fused(family, method, without) == forward
+        assert flops(again, part, made_in="weight gradients") == flops(without, part, made_in="weight gradients")
+    assert flops(again, "head") == flops(without, "head")
+
+
+def _newly_fused(family: str, method: str, without: Counted) -> int:
+    """Scores that kernels make again in layers through which no gradient flows but for checkpointing."""
+    if METHODS[method].kind == "full":
+        return 0
+    product = flops(without, "attention", made_in="forward") // 2
+    return product - flops(without, "attention", made_in="recomputation")
+
+
+@pytest.mark.parametrize(("family", "method"), PAIRS)
+def test_a_checkpoint_that_stops_early_computes_no_more(family: str, method: str) -> None:
+    whole, early = (counted(job_of(family, METHODS[method], c)) for c in ("reentrant", "non_reentrant"))
+    assert {k: n for k, n in early.flops.items() if k[1] != "recomputation"} == {
+        k: n for k, n in whole.flops.items() if k[1] != "recomputation"
+    }
+    last = 2 * whole.tokens * _last_product(job_of(family, METHODS[method]))
+    assert flops(whole, *EVERYTHING) - flops(early, *EVERYTHING) == last
+
+
+def _last_product(job: Job) -> int:
+    """Elements of what stands last in all layers; the sum over experts needs what comes out of theirs."""
+    spec = job.model
+    return 0 if spec.num_local_experts else spec.hidden_size * spec.intermediate_size * spec.num_hidden_layers
+
+
+# -- methods -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("checkpointing", ["reentrant", "non_reentrant"])
+@pytest.mark.parametrize("method", ["lora", "one layer", "head saved", "qlora"])
+@pytest.mark.parametrize("family", CONFIGS)
+def test_adapters_leave_out_the_gradients_of_frozen_weights_alone(family: str, method: str, checkpointing: str) -> None:
+    full, adapted = (counted(job_of(family, METHODS[m], checkpointing)) for m in ("full", method))
+    frozen = dict(adapted.flops)
+    for key in [k for k in frozen if k[0] == "adapters"]:
+        del frozen[key]
+    parts = ("layers",) if method == "head saved" else ("layers", "head")
+    assert frozen == {k: n for k, n in full.flops.items() if not (k[1] == "weight gradients" and k[0] in parts)}
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_an_adapter_takes_six_operations_an_element_and_token(family: str) -> None:
+    job = job_of(family, METHODS["lora"], "reentrant")
+    walked = Loop(job, Sizes.of(job), job.model.num_hidden_layers)
+    found = counted(job)
+    assert flops(found, "adapters", made_in="recomputation") == 2 * found.tokens * walked.trainable_params
+    assert flops(found, "adapters") == 8 * found.tokens * walked.trainable_params
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("checkpointing", ["none", "reentrant", "non_reentrant"])
+def test_four_bits_change_no_product(family: str, checkpointing: str) -> None:
+    lora, qlora = (counted(job_of(family, METHODS[m], checkpointing)) for m in ("lora", "qlora"))
+    assert lora == qlora
 
 
 @pytest.mark.parametrize("checkpointing", ["none", "reentrant"])
 def test_fused_adapters_multiply_twice_what_they_do_not_keep(checkpointing: str) -> None:
     """Unsloth's function of LoRA makes A X and dY B again for their weights, and always the gradient of its input."""
-    method = QLoRA(rank=RANK, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"])
+    stack = PLAIN.replace(autocast="bfloat16", attn_implementation="flash_attention_2")
+    plain = counted(job_of("llama", METHODS["qlora"], checkpointing, stack))
+    fused = counted(job_of("llama", METHODS["qlora"], checkpointing, stack.replace(fused_kernels="fms_acceleration")))
+    more = {k: n - plain.flops.get(k, 0) for k, n in fused.flops.items() if n != plain.flops.get(k, 0)}
+    again = more.pop(("adapters", "recomputation", "bfloat16"))
+    assert again == flops(plain, "adapters", made_in="forward")
+    first = job_of("llama", METHODS["qlora"]).model
+    widths = (first.num_attention_heads + 2 * first.num_key_value_heads) * first.head_dim
+    expected = {
+        ("layers", "input gradients", "bfloat16"): 2 * plain.tokens * first.hidden_size * widths,
+        ("adapters", "input gradients", "bfloat16"): 2 * plain.tokens * first.hidden_size * 3 * RANK,
+    }
+    assert more == (expected if checkpointing == "none" else {})
+
+
+# -- families ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("transformers", ["4.57", "5.13"])
+def test_experts_multiply_what_they_are_sent_and_the_router_everything(transformers: str) -> None:
+    job = job_of("mixtral", METHODS["full"], stack=PLAIN.replace(transformers=transformers))
+    spec, found = job.model, counted(job)
+    h, q, kv = spec.hidden_size, spec.num_attention_heads * spec.head_dim, spec.num_key_value_heads * spec.head_dim
+    experts = 3 * h * spec.intermediate_size * (spec.num_experts_per_tok or 0) + h * (spec.num_local_experts or 0)
+    elements = spec.num_hidden_layers * (2 * h * q + 2 * h * kv + experts)
+    assert flops(found, "layers", made_in="forward") == 2 * found.tokens * elements
+
+
+def test_losses_without_logits_count_the_head_as_often_as_they_multiply() -> None:
+    """TRL's makes the logits twice, and none of the last position; Liger's makes gradients where it makes logits."""
+    full, chunked, fused = (
+        counted(job_of("llama", METHODS["full"], stack=PLAIN.replace(transformers="5.13", loss=loss)))
+        for loss in ("full", "chunked", "fused_linear")
+    )
+    assert fused == full
+    assert flops(chunked, "head") * 3 * SEQ == flops(full, "head") * 4 * (SEQ - 1)
+
+
+def test_grouped_heads_in_float32_have_no_fused_kernel() -> None:
+    """Torch falls back to products of its own, which keep the scores: nothing is made again."""
+    stack = PLAIN.replace(transformers="5.13", dtype="float32")
+    grouped, copied = (
+        counted(job_of("llama", METHODS["full"], stack=stack.replace(repeats_kv=repeats))) for repeats in (False, True)
+    )
+    forward = flops(grouped, "attention", made_in="forward")
+    assert flops(copied, "attention") == forward * 7 // 2
+    assert flops(grouped, "attention") == forward * 3
+
+
+# -- the walk ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "reentrant", "non_reentrant"])
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+def test_a_few_walked_layers_count_as_many(method: str, checkpointing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    deep = to_spec({**CONFIGS["llama"], "num_hidden_layers": 9}, "llama")
     training = TrainingSpec(micro_batch_size=BATCH, seq_len=SEQ, gradient_checkpointing=checkpointing)
-    stack = Stack(autocast="bfloat16", prepare_model_for_kbit_training=False, attn_implementation="flash_attention_2")
-    spec = to_spec(CONFIGS["llama"], "llama")
-    job = Job(spec, method, training, stack.replace(fused_kernels="fms_acceleration"))
-    expected = by_formula(Job(spec, method, training, stack))
-    again, forward = ("adapters", "recomputation", "bfloat16"), ("adapters", "forward", "bfloat16")
-    expected[again] = expected.get(again, 0) + expected[forward]
-    for what in ("layers", "adapters"):
-        if checkpointing == "none":
-            expected[what, "input gradients", "bfloat16"] += _past_the_first_input(job, what)
-    assert dict(counted(job).flops) == expected
+    job = Job(deep, METHODS[method], training, PLAIN)
+    few = counted(job)
+    counted.cache_clear()
+    monkeypatch.setattr(counting, "depths", lambda job: [job.model.num_hidden_layers])
+    assert counted(job) == few
+    counted.cache_clear()
 
 
-def _past_the_first_input(job: Job, what: str) -> int:
-    """Gradients of the embedding's output, which nothing needs."""
-    h, d, spec = job.model.hidden_size, job.model.head_dim, job.model
-    widths = (spec.num_attention_heads * d, spec.num_key_value_heads * d, spec.num_key_value_heads * d)
-    return 2 * BATCH * SEQ * h * (sum(widths) if what == "layers" else RANK * len(widths))
+@pytest.mark.parametrize("method", METHODS)
+def test_counting_leaves_the_tape_as_it_is(method: str) -> None:
+    job = job_of("qwen3", METHODS[method], "non_reentrant")
+    silent, counts = (Loop(job, Sizes.of(job), 3, counts=c) for c in (False, True))
+    for loop in (silent, counts):
+        with walks.without_cycle_collector():
+            loop.steady_step()
+    assert counts.tape.events == silent.tape.events
+    assert isinstance(counts.work, Work)
+    assert counts.work.products
+    assert not isinstance(silent.work, Work)
+
+
+def test_symbols_count_what_numbers_do() -> None:
+    job = job_of("llama", METHODS["lora"], "reentrant")
+    symbols = Symbols(batch=3, seq=40, rank=8)
+    loops = Loop(job, Sizes(**symbols.dims), 3, counts=True), Loop(job, Sizes.of(job), 3, counts=True)
+    for loop in loops:
+        with walks.without_cycle_collector():
+            loop.steady_step()
+    general, special = (loop.work for loop in loops)
+    assert isinstance(general, Work)
+    assert isinstance(special, Work)
+    import numpy as np
+
+    values = {name: np.array([n]) for name, n in (("batch", BATCH), ("seq", SEQ), ("rank", RANK))}
+    found = [int(np.asarray(evaluate(p.flops, values)).item()) for p in general.products]
+    assert found == [p.flops for p in special.products]
+
+
+def test_what_trains_uncounted_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A method whose products nobody counts must not get the time of one that multiplies less."""
+    real = Work.multiplied
+
+    def forgetful(self: Work, owner: str, *args: object, **settings: object) -> None:
+        if "lora_B" not in owner:
+            real(self, owner, *args, **settings)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Work, "multiplied", forgetful)
+    job = Job(catalog.model("llama-3.2-1b"), METHODS["lora"], TrainingSpec(seq_len=SEQ), PLAIN)
+    counted.cache_clear()
+    with pytest.raises(Unsupported, match=r"lora: work of .*q_proj\.lora_B\.weight.* is not counted"):
+        counted(job)

@@ -78,11 +78,6 @@ def test_full_fine_tuning_computes_most(method: str) -> None:
     assert counted(METHODS[method]).total <= counted().total
 
 
-def test_four_bits_change_no_product() -> None:
-    lora, qlora = counted(LoRA(rank=8)), counted(QLoRA(rank=8))
-    assert lora.by("what") == qlora.by("what")
-
-
 def test_a_prepared_head_computes_in_float32() -> None:
     found = counted(QLoRA(), Stack(dtype="bfloat16"))
     assert {r.dtype for r in found.rows if r.what == "head"} == {"float32"}
@@ -151,10 +146,11 @@ def test_torchtitan_prints_its_utilisation_by_the_same_count() -> None:
 )
 def test_lora_without_its_adapters_takes_four_operations(model: str, tokens_per_s: float, tflops: float) -> None:
     """Rates that a published table derives from Qwen's README at 512 tokens, frozen weights without gradients."""
-    found = step_flops(
-        matrices.known()[model], LoRA(rank=64), TrainingSpec(seq_len=512, gradient_checkpointing="reentrant")
-    )
-    needed = found.model - found.by("what").get("adapters", 0)
+    training = TrainingSpec(seq_len=512, gradient_checkpointing="reentrant")
+    targets = ["c_attn", "attn.c_proj", "w1", "w2"]
+    found = step_flops(matrices.known()[model], LoRA(rank=64, target_modules=targets), training)
+    adapters = sum(r.flops for r in found.rows if r.what == "adapters" and r.phase != "recomputation")
+    needed = found.model - adapters
     assert needed / 512 * tokens_per_s / 1e12 == pytest.approx(tflops, abs=0.06)
 
 
@@ -262,5 +258,10 @@ def test_torch_counts_a_fused_backward_with_its_scores_made_again() -> None:
     assert found.by("what")["attention"] == LLAMA.num_hidden_layers * once
 
 
-def test_a_spec_and_its_matrices_count_the_same() -> None:
-    assert step_flops(Matrices.of(LLAMA), FullFineTuning(), TRAINING) == step_flops(LLAMA, FullFineTuning(), TRAINING)
+@pytest.mark.parametrize("checkpointing", ["none", "reentrant", "non_reentrant"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_family_and_its_outline_count_the_same(method: str, checkpointing: str) -> None:
+    """The walk of a family's own modules, and that of projections by their sizes alone."""
+    training = TRAINING.replace(gradient_checkpointing=checkpointing)
+    family, outline = (step_flops(model, METHODS[method], training) for model in (LLAMA, Matrices.of(LLAMA)))
+    assert family == outline

@@ -1,20 +1,24 @@
-"""The products of a job's step, counted while its walk performs them."""
+"""The products of a training step, counted while its walk performs them."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
 from vramcalc.errors import Unsupported
 from vramcalc.inputs.job import Job
+from vramcalc.inputs.stack import LoRA, Method, Stack
+from vramcalc.inputs.targets import layers_alike
 from vramcalc.memory.walks import depths, without_cycle_collector
 from vramcalc.shadow.depth.products import at_full_depth
-from vramcalc.shadow.depth.program import NotRepeatable
+from vramcalc.shadow.depth.program import WALKED_LAYERS, NotRepeatable
 from vramcalc.shadow.engine.work import Pass, Product, Work
 from vramcalc.shadow.training.loop import Loop, Sizes
+from vramcalc.timing.matrices import Matrices
+from vramcalc.timing.outline import walk_outline
 
 What = Literal["layers", "adapters", "attention", "head"]
 Key = tuple[What, Pass, str]
@@ -36,37 +40,57 @@ class Counted:
     square: int
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=1024)
 def counted(job: Job) -> Counted:
     """Walk one micro-batch of a job forward and backward, and count.
 
     Raises:
         Unsupported: something that trains is multiplied in a way that is not counted.
     """
-    one = Job(job.model, job.method, job.training.replace(gradient_accumulation_steps=1), job.stack,
-              job.compute_capability)  # fmt: skip
-    n_layers = job.model.num_hidden_layers
+    once = job.training.replace(gradient_accumulation_steps=1)
+    one = Job(job.model, job.method, once, job.stack, job.compute_capability)
+
+    def walk(walked: int) -> tuple[Work, frozenset[str]]:
+        loop = Loop(one, Sizes.of(one), walked, counts=True)
+        loop.steady_step()
+        assert isinstance(loop.work, Work)
+        _refuse_uncounted(loop, loop.work)
+        return loop.work, loop.added
+
+    flops = _at_full_depth(walk, depths(one), job.model.num_hidden_layers)
     batch, seq = job.training.micro_batch_size, job.training.seq_len
+    return Counted(flops, batch * seq, batch * seq * seq)
+
+
+@lru_cache(maxsize=1024)
+def counted_outline(matrices: Matrices, method: Method, stack: Stack, checkpointing: str) -> Counted:
+    """The same for an architecture whose matrices alone are known, and a single token, with which all of it grows."""
+    n_layers = matrices.num_hidden_layers
+    alike = not isinstance(method, LoRA) or layers_alike(method, n_layers)
+
+    def walk(walked: int) -> tuple[Work, frozenset[str]]:
+        return walk_outline(matrices, method, stack, checkpointing, walked)
+
+    flops = _at_full_depth(walk, [n for n in WALKED_LAYERS if alike and n < n_layers] + [n_layers], n_layers)
+    return Counted(flops, 1, 1)
+
+
+def _at_full_depth(
+    walk: Callable[[int], tuple[Work, frozenset[str]]], depths: Sequence[int], n_layers: int
+) -> dict[Key, int]:
+    """Operations of the micro-batch by key, from the first depth at which the last layers are alike."""
     with without_cycle_collector():
-        for walked in depths(one):
-            loop = Loop(one, Sizes.of(one), walked, counts=True)
-            loop.steady_step()
+        for walked in depths:
+            work, added = walk(walked)
+            parts, found = _Parts(added, work.looked_up), defaultdict[Key, int](int)
             try:
-                return Counted(_summed(loop, walked, n_layers), batch * seq, batch * seq * seq)
+                for p, times in at_full_depth(work.products, walked, n_layers):
+                    if p.phase.startswith("step."):
+                        found[parts.of(p), p.made_in, p.dtype] += int(p.flops) * times
             except NotRepeatable:
                 continue
+            return dict(found)
     raise AssertionError("all layers can always be walked")
-
-
-def _summed(loop: Loop, walked: int, n_layers: int) -> dict[Key, int]:
-    """Operations of the micro-batch by key; of products of the step after it, none."""
-    assert isinstance(loop.work, Work)
-    _refuse_uncounted(loop, loop.work)
-    parts, found = _Parts(loop.added, loop.work.looked_up), defaultdict[Key, int](int)
-    for p, times in at_full_depth(loop.work.products, walked, n_layers):
-        if p.phase.startswith("step."):
-            found[parts.of(p), p.made_in, p.dtype] += int(p.flops) * times
-    return dict(found)
 
 
 @dataclass(frozen=True)

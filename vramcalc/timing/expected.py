@@ -15,7 +15,6 @@ from vramcalc.inputs.job import Job
 from vramcalc.inputs.stack import Gpu
 from vramcalc.timing.fitted_factors import TimingTable, timing_table
 from vramcalc.timing.flops import Tokens
-from vramcalc.timing.matrices import Matrices
 from vramcalc.timing.roofline import GPU_SPREAD, Prediction, Rates, least_seconds, own_factors, predict, rates
 from vramcalc.timing.work import Recipe, Work, work_of
 
@@ -168,7 +167,7 @@ def _work(
     flash = capability >= (8, 0) and stack.sdpa_kernel in ("auto", "cudnn", "flash")
     flash = flash and not (job.training.padded or job.taken_for_packed)
     made = recipe or Recipe(flash=flash)
-    work = work_of(Matrices.of(job.model), job.method, job.training, stack, made, tokens)
+    work = work_of(job.model, job.method, job.training, stack, made, tokens)
     if work.dtype == "bfloat16" and capability < (8, 0):
         said.append("this GPU has no bfloat16 tensor cores: such products are timed at its float32 rate")
         work = _without_tensor_cores(work)

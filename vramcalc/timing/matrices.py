@@ -102,13 +102,20 @@ class Matrices:
         return sum(x.params for x in self.linears)
 
     @property
+    def key_heads(self) -> int:
+        """Heads of keys, and of values."""
+        return self.key_size // self.head_dim
+
+    @property
     def gated(self) -> bool:
         """The feed-forward block multiplies two projections."""
         return any(x.role == "gate" for x in self.linears)
 
     @classmethod
-    def of(cls, model: ModelSpec) -> Matrices:
-        """The matrices of a model whose family is supported."""
+    def of(cls, model: ModelSpec | Matrices) -> Matrices:
+        """The matrices of a model whose family is supported, or those that are given."""
+        if isinstance(model, Matrices):
+            return model
         q, kv = model.num_attention_heads * model.head_dim, model.num_key_value_heads * model.head_dim
         h, i, active = model.hidden_size, model.intermediate_size, model.num_experts_per_tok or 1
         mlp = _gated(h, i, copies=model.num_local_experts or 1, active=active)

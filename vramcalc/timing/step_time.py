@@ -20,7 +20,6 @@ from vramcalc.inputs.stack import Gpu
 from vramcalc.timing.expected import Device, Expected, device_of, expected_of, job_of
 from vramcalc.timing.fitted_factors import timing_table
 from vramcalc.timing.flops import Tokens
-from vramcalc.timing.matrices import Matrices
 from vramcalc.timing.roofline import KINDS
 from vramcalc.timing.work import Recipe, work_of
 
@@ -164,7 +163,7 @@ def _as_measured(
     try:
         e = expected_of(job, device, tokens, recipe)
     except Unsupported:
-        work = work_of(Matrices.of(job.model), job.method, job.training, job.stack, recipe, tokens)
+        work = work_of(job.model, job.method, job.training, job.stack, recipe, tokens)
         term = Term("measured step", measured_s, "measured")
         ends = measured_s / math.exp(width), measured_s * math.exp(width)
         return StepTime(measured_s, *ends, (term,), work.tokens / measured_s, None, "measured", ())

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+from vramcalc.inputs.model import ModelSpec
 from vramcalc.inputs.stack import OWN_LOSSES, FullFineTuning, LoRA, Method, QLoRA, Stack, TrainingSpec, kbit_prepared
 from vramcalc.inputs.targets import is_saved, is_target, layers_alike
 from vramcalc.timing.flops import Flops, Tokens, step_flops
@@ -88,7 +89,7 @@ class Work:
 
 
 def work_of(
-    model: Matrices,
+    model: ModelSpec | Matrices,
     method: Method,
     training: TrainingSpec,
     stack: Stack,
@@ -98,7 +99,7 @@ def work_of(
     """Count what an optimizer step does.
 
     Args:
-        model: its matrices.
+        model: the model; its matrices where nothing else is known of it.
         method: what trains.
         training: batch, length, accumulation, checkpointing and optimizer.
         stack: dtypes, attention and loss.
@@ -111,7 +112,7 @@ def work_of(
     eager = stack.attn_implementation == "eager"
     done = step_flops(model, method, training, stack, tokens=tokens, square=eager)
     needed = step_flops(model, method, training, stack, tokens=tokens) if eager else done
-    sizes = _Sizes(model, method, training, stack, recipe or Recipe(), done)
+    sizes = _Sizes(Matrices.of(model), method, training, stack, recipe or Recipe(), done)
     dtypes = done.by("dtype")
     n = done.micro_steps
     return Work(

@@ -20,9 +20,9 @@ from vramcalc import tables
 from vramcalc.accuracy.memory.unpublished_lengths import PEFT_METAMATHQA
 from vramcalc.accuracy.published_rows import DTYPES, Reason, Row, adapters_known, adapters_of, require
 from vramcalc.accuracy.time import published_speeds
-from vramcalc.errors import DataError, Unsupported
+from vramcalc.errors import DataError, InvalidValue, Unsupported
 from vramcalc.inputs import catalog
-from vramcalc.inputs.stack import FullFineTuning, LoRA, Method, QLoRA, Stack, TrainingSpec
+from vramcalc.inputs.stack import FullFineTuning, LoRA, Method, ModelSpec, QLoRA, Stack, TrainingSpec
 from vramcalc.timing import matrices
 from vramcalc.timing.flops import Tokens, seen
 from vramcalc.timing.matrices import Matrices
@@ -178,18 +178,21 @@ def measured_step(row: Row, length: int | None = None) -> MeasuredStep:
         norms_float32=row["kbit_prepare"] == "norms",
         gptq=row["quant"] == "gptq4",
     )
-    work = work_of(model, method, training, stack, recipe, tokens)
+    try:
+        work = work_of(model, method, training, stack, recipe, tokens)
+    except InvalidValue as err:
+        raise Reason(f"cannot run: {err}") from err
     return MeasuredStep(row, row["gpu"], work, _step_s(row, training, tokens), apart)
 
 
-def _model(row: Row) -> Matrices:
+def _model(row: Row) -> ModelSpec | Matrices:
     found = matrices.known().get(row["model"].lower())
     if found is not None:
         return found
     if row["model"].lower() not in _in_table():
         raise Reason(f"matrices unknown: {row['model']}")
     try:
-        return Matrices.of(catalog.model(row["model"]))
+        return catalog.model(row["model"])
     except Unsupported:
         raise Reason(f"matrices unknown: {row['model']}") from None
 
@@ -223,11 +226,11 @@ def _refuse(row: Row, *, apart: bool) -> None:
     require(checks)
 
 
-def _method(row: Row, model: Matrices) -> Method:
+def _method(row: Row, model: ModelSpec | Matrices) -> Method:
     if row["method"] == "full":
         return FullFineTuning()
     adapters = adapters_of(row)
-    if adapters["target_modules"] == "all-linear":
+    if adapters["target_modules"] == "all-linear" and isinstance(model, Matrices):
         adapters["target_modules"] = sorted({x.name.rpartition(".")[2] for x in model.linears})
     if row["method"] == "lora":
         return LoRA(**adapters)
@@ -235,17 +238,19 @@ def _method(row: Row, model: Matrices) -> Method:
 
 
 def _stack(row: Row) -> Stack:
+    """The recipe; heads are copied before SDPA, as most rows' releases do: grouped ones have no kernel in float32."""
     return Stack(
         dtype=DTYPES[row["weights_dtype"]],
         autocast=DTYPES.get(row["autocast"]),
         adapter_dtype="float32" if row["adapter_dtype"] in ("fp32", "") else "weights",
         prepare_model_for_kbit_training=row["kbit_prepare"] == "1",
         attn_implementation="eager" if row["attention"] == "eager" else "sdpa",
+        repeats_kv=True,
         loss=_LOSSES[row["loss"]],
     )
 
 
-def _tokens(row: Row, training: TrainingSpec, model: Matrices) -> Tokens:
+def _tokens(row: Row, training: TrainingSpec, model: ModelSpec | Matrices) -> Tokens:
     """Tokens of a micro-batch; where only their number is known, sequences of the mean length."""
     batch, seq = training.micro_batch_size, training.seq_len
     if row["seq_kind"] in ("fixed", "packed", "max_not_reached"):
@@ -260,7 +265,7 @@ def _tokens(row: Row, training: TrainingSpec, model: Matrices) -> Tokens:
     return Tokens(n, n, batch * seen(length, model.sliding_window), batch * length * length, length)
 
 
-def _bucketed(row: Row, real: int, model: Matrices) -> Tokens:
+def _bucketed(row: Row, real: int, model: ModelSpec | Matrices) -> Tokens:
     """Tokens of a batch of PEFT's comparison, whose loop fills it up to its longest sample."""
     lengths = PEFT_METAMATHQA
     if row["stack"] != "peft-loop" or int(row["micro_batch"]) != lengths.micro_batch_size:
