@@ -7,8 +7,10 @@ from configs import CONFIGS
 
 from vramcalc.errors import Unsupported
 from vramcalc.inputs import catalog
+from vramcalc.inputs.families import FAMILIES
 from vramcalc.inputs.hf_config import to_spec
 from vramcalc.inputs.job import Job
+from vramcalc.inputs.releases import minor_release
 from vramcalc.inputs.stack import FullFineTuning, LoRA, Method, QLoRA, Stack, TrainingSpec
 from vramcalc.memory import walks
 from vramcalc.shadow.engine.sizes import Symbols, evaluate
@@ -31,9 +33,17 @@ PLAIN = Stack(transformers="4.57", prepare_model_for_kbit_training=False)
 PAIRS = [(family, method) for family in CONFIGS for method in METHODS]
 
 
-def job_of(family: str, method: Method, checkpointing: str = "none", stack: Stack = PLAIN) -> Job:
+def plain(family: str) -> Stack:
+    """The plain recipe, of today's release for a family that is not modelled in that one."""
+    facts = FAMILIES[family]
+    if facts.since <= minor_release(PLAIN.transformers):
+        return PLAIN
+    return PLAIN.replace(transformers=Stack().transformers, attn_implementation=facts.attention[0])
+
+
+def job_of(family: str, method: Method, checkpointing: str = "none", stack: Stack | None = None) -> Job:
     training = TrainingSpec(micro_batch_size=BATCH, seq_len=SEQ, gradient_checkpointing=checkpointing)
-    return Job(to_spec(CONFIGS[family], family), method, training, stack)
+    return Job(to_spec(CONFIGS[family], family), method, training, stack or plain(family))
 
 
 def flops(found: Counted, *what: str, made_in: str = "") -> int:
@@ -63,7 +73,7 @@ def test_full_recomputation_makes_the_forward_pass_of_the_layers_again(family: s
 
 def _newly_fused(family: str, method: str, without: Counted) -> int:
     """Scores that kernels make again in layers through which no gradient flows but for checkpointing."""
-    if METHODS[method].kind == "full":
+    if METHODS[method].kind == "full" or plain(family).attn_implementation == "eager":
         return 0
     product = flops(without, "attention", made_in="forward") // 2
     return product - flops(without, "attention", made_in="recomputation")
@@ -80,9 +90,10 @@ def test_a_checkpoint_that_stops_early_computes_no_more(family: str, method: str
 
 
 def _last_product(job: Job) -> int:
-    """Elements of what stands last in all layers; the sum over experts needs what comes out of theirs."""
+    """Elements of what stands last in all layers; a sum over experts and a norm after it need what comes out of it."""
     spec = job.model
-    return 0 if spec.num_local_experts else spec.hidden_size * spec.intermediate_size * spec.num_hidden_layers
+    needed = spec.num_local_experts or "post_feedforward_layernorm" in FAMILIES[spec.model_type].norms
+    return 0 if needed else spec.hidden_size * spec.intermediate_size * spec.num_hidden_layers
 
 
 # -- methods -----------------------------------------------------------------------------------------------------------
