@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from vramcalc.errors import Unsupported
 from vramcalc.inputs.refusals import refuse
-from vramcalc.inputs.releases import minor_release
+from vramcalc.inputs.releases import PADDING_CHECKED, minor_release
 from vramcalc.inputs.stack import (
     OWN_LOSSES,
     FullFineTuning,
@@ -80,7 +80,7 @@ class Job:
             )
         if not release.additive_mask:
             return
-        if self.training.padded and release.raises_logits:
+        if self.training.padded and release.since < PADDING_CHECKED:
             raise Unsupported(f"{version} with padded=True has not been checked; use 4.48 or later, or padded=False")
         if self.stack.attn_implementation == "eager" and self.training.gradient_checkpointing != "none":
             raise Unsupported(

@@ -51,13 +51,14 @@ def _early(model: ModelSpec, stack: Stack) -> None:
     sdpa = stack.attn_implementation == "sdpa"
     if not stack.passes_attention_mask:
         raise Unsupported(f"{version} with passes_attention_mask=False has not been checked; use 4.43 or later")
-    if sdpa and model.model_type in release.always_masks | release.without_sdpa:
-        does = "always gives SDPA a mask" if model.model_type in release.always_masks else "has no SDPA"
+    always, without = (model.family.has(trait, release) for trait in ("always_masks", "without_sdpa"))
+    if sdpa and (always or without):
+        does = "always gives SDPA a mask" if always else "has no SDPA"
         raise Unsupported(
             f"{model.name}: {version} {does} in {model.model_type}, which has not been checked; use another "
             "release, or attn_implementation='flash_attention_2'"
         )
-    if stack.attn_implementation == "eager" and model.model_type in release.causal_buffer:
+    if stack.attn_implementation == "eager" and model.family.has("causal_buffer", release):
         raise Unsupported(
             f"{model.name}: {version} gives eager attention a mask of every position there could be, "
             f"{model.max_position_embeddings:,} squared; use another release, or "

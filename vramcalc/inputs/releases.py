@@ -19,12 +19,9 @@ class Release:
     Attributes:
         since: first release.
         checked: last release whose traces were compared.
-        raises_logits: model types that return float32 logits, made before the loss.
         shifts_logits: the loss drops the last position of the logits, which copies them; later the labels are moved.
         repeats_heads: key and value heads are copied to the number of query heads before SDPA.
         contiguous: queries, keys and values are laid out head by head before SDPA.
-        layer_rotary: model types whose every attention has rotary positions of its own.
-        repeats_before_flash: model types that copy heads before flash-attn, which does not need it.
         additive_mask: one additive mask for all layers, where later releases hand SDPA a boolean one.
         caches: a model in training fills a KV cache.
         copies_into_cache: what is put into the cache is copied.
@@ -32,88 +29,44 @@ class Release:
             takes in 16 bits.
         projects_first: queries, keys and values are all projected before any is split into heads.
         fuses_experts: a mixture of experts holds the weights of all in one tensor, and sorts tokens by expert.
-        cached_rotary: of ``layer_rotary``, model types that keep a table of every position there could be, instead of
-            working positions out.
-        idle_tables: of ``layer_rotary``, model types that keep those tables, and work positions out all the same.
         legacy_cache: the cache is handed out as tuples, which accelerate raises to float32 with the other outputs.
         packs_unmasked: a batch without ``attention_mask`` and cache is taken for packed sequences, and gets a mask.
         ignores_window: SDPA is given no mask for a sliding window.
-        always_masks: model types that give SDPA a mask where its own rule would do.
-        causal_buffer: model types that keep a boolean mask of every pair of positions there could be.
-        without_sdpa: model types that know eager attention and flash-attn alone.
         lists_tokens: the tokens of an expert are named by lists, which are copied to the GPU whenever they are used.
     """
 
     since: Minor
     checked: Minor
-    raises_logits: frozenset[str] = frozenset()
     shifts_logits: bool = False
     repeats_heads: bool = False
     contiguous: bool = False
-    layer_rotary: frozenset[str] = frozenset()
-    repeats_before_flash: frozenset[str] = frozenset()
     additive_mask: bool = False
     caches: bool = True
     copies_into_cache: bool = True
     warms_up: Literal["no", "half", "what stays"] = "no"
     projects_first: bool = False
     fuses_experts: bool = False
-    cached_rotary: frozenset[str] = frozenset()
     legacy_cache: bool = False
     packs_unmasked: bool = False
-    idle_tables: frozenset[str] = frozenset()
     ignores_window: bool = False
-    always_masks: frozenset[str] = frozenset()
-    causal_buffer: frozenset[str] = frozenset()
-    without_sdpa: frozenset[str] = frozenset()
     lists_tokens: bool = False
 
-
-_MISTRAL, _MIXTRAL, _QWEN = frozenset({"mistral"}), frozenset({"mixtral"}), frozenset({"qwen2"})
-_GRANITE, _LLAMA = frozenset({"granite"}), frozenset({"llama"})
-_EVERY = _LLAMA | _GRANITE | _MISTRAL | _MIXTRAL | _QWEN
 
 _UNTIL_4_47 = Release(
     since=(4, 46),
     checked=(4, 47),
-    raises_logits=_GRANITE | _MISTRAL,
     shifts_logits=True,
     repeats_heads=True,
-    layer_rotary=_MISTRAL | _MIXTRAL,
-    cached_rotary=_MIXTRAL,
-    repeats_before_flash=_MISTRAL | _MIXTRAL | _QWEN,
     additive_mask=True,
     copies_into_cache=False,
     projects_first=True,
     legacy_cache=True,
 )
-_FROM_4_43 = replace(
-    _UNTIL_4_47,
-    since=(4, 43),
-    checked=(4, 44),
-    raises_logits=_EVERY,
-    layer_rotary=_MISTRAL | _MIXTRAL | _QWEN,
-    cached_rotary=_QWEN | _MIXTRAL,
-    caches=False,
-)
-_FROM_4_42 = replace(
-    _FROM_4_43, since=(4, 42), checked=(4, 42), layer_rotary=_LLAMA | _MISTRAL | _MIXTRAL | _QWEN, caches=True
-)
-_FROM_4_41 = replace(
-    _FROM_4_42, since=(4, 41), checked=(4, 41), cached_rotary=_MISTRAL | _MIXTRAL | _QWEN, ignores_window=True
-)
-_FROM_4_40 = replace(_FROM_4_41, since=(4, 40), checked=(4, 40), idle_tables=_LLAMA)
-_FROM_4_39 = replace(_FROM_4_40, since=(4, 39), checked=(4, 39), always_masks=_LLAMA, lists_tokens=True)
-_FROM_4_38 = replace(_FROM_4_39, since=(4, 38), checked=(4, 38), causal_buffer=_LLAMA)
-_FROM_4_37 = replace(
-    _FROM_4_38,
-    since=(4, 37),
-    checked=(4, 37),
-    cached_rotary=_LLAMA | _MISTRAL | _MIXTRAL | _QWEN,
-    idle_tables=frozenset(),
-    always_masks=frozenset(),
-    causal_buffer=frozenset(),
-)
+_FROM_4_43 = replace(_UNTIL_4_47, since=(4, 43), checked=(4, 44), caches=False)
+_FROM_4_42 = replace(_FROM_4_43, since=(4, 42), checked=(4, 42), caches=True)
+_FROM_4_41 = replace(_FROM_4_42, since=(4, 41), checked=(4, 41), ignores_window=True)
+_FROM_4_40 = replace(_FROM_4_41, since=(4, 40), checked=(4, 40))
+_FROM_4_39 = replace(_FROM_4_40, since=(4, 39), checked=(4, 39), lists_tokens=True)
 _FROM_4_48 = Release(
     (4, 48),
     (4, 48),
@@ -126,15 +79,15 @@ _FROM_4_48 = Release(
 _FROM_4_50 = replace(_FROM_4_48, since=(4, 50), checked=(4, 52), shifts_logits=False, warms_up="half")
 
 RELEASES = (
-    replace(_FROM_4_37, since=(4, 36), checked=(4, 36), without_sdpa=_MISTRAL | _MIXTRAL),
-    _FROM_4_37,
-    _FROM_4_38,
+    replace(_FROM_4_39, since=(4, 36), checked=(4, 36)),
+    replace(_FROM_4_39, since=(4, 37), checked=(4, 37)),
+    replace(_FROM_4_39, since=(4, 38), checked=(4, 38)),
     _FROM_4_39,
     _FROM_4_40,
     _FROM_4_41,
     _FROM_4_42,
     _FROM_4_43,
-    replace(_UNTIL_4_47, since=(4, 45), checked=(4, 45), raises_logits=_EVERY),
+    replace(_UNTIL_4_47, since=(4, 45), checked=(4, 45)),
     _UNTIL_4_47,
     _FROM_4_48,
     replace(_FROM_4_48, since=(4, 49), checked=(4, 49), shifts_logits=False),
@@ -144,7 +97,11 @@ RELEASES = (
     Release((4, 56), (4, 57), warms_up="half", packs_unmasked=True),
     Release((5, 0), (5, 23), warms_up="what stays", fuses_experts=True),
 )
-"""The oldest first."""
+"""The oldest first. What changed for some families only is said in their own files, which is why neighbours may be
+alike here."""
+
+PADDING_CHECKED = (4, 48)
+"""First release whose padded batches were compared, whatever the implementation of attention."""
 
 ROTARY_PRODUCT_UNTIL = (5, 18)
 """Last release that works out rotary positions by a matrix product; later ones multiply them element by element.

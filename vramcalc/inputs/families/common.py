@@ -7,14 +7,38 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from vramcalc.errors import BadConfig, Unsupported, shown
+from vramcalc.inputs.releases import RELEASES, Minor, Release
 
 Config = dict[str, Any]
 """Contents of a ``config.json``, each setting under the name its class has for it."""
-Minor = tuple[int, int]
 
+Trait = Literal[
+    "raises_logits",
+    "layer_rotary",
+    "cached_rotary",
+    "idle_tables",
+    "repeats_before_flash",
+    "always_masks",
+    "causal_buffer",
+    "without_sdpa",
+]
+"""What some families did in some releases.
+
+- ``raises_logits``: they return float32 logits, made before the loss;
+- ``layer_rotary``: every attention has rotary positions of its own;
+- ``cached_rotary``: of those, it keeps a table of every position there could be, instead of working positions out;
+- ``idle_tables``: of those, it keeps such tables, and works positions out all the same;
+- ``repeats_before_flash``: heads are copied before flash-attn, which does not need it;
+- ``always_masks``: SDPA is given a mask where its own rule would do;
+- ``causal_buffer``: the model keeps a boolean mask of every pair of positions there could be;
+- ``without_sdpa``: there is eager attention and flash-attn alone.
+"""
+Span = tuple[Minor, Minor]
+"""First and last minor release."""
+OLDEST: Minor = RELEASES[0].since
 REMEDY = "correct the file or fetch it again"
 FULL, SLIDING = "full_attention", "sliding_attention"
 WINDOW = 4096
@@ -113,7 +137,6 @@ class Family:
         aliases: other names of settings (``attribute_map``); transformers sets them after the fields, so that they win
             in any order.
         window: ``sliding_window`` of a model, read from its configuration.
-        alternates: layers have that window in turns, the first one has it.
         more: reads further fields of :class:`~vramcalc.inputs.model.ModelSpec`.
         told: what the configuration class is told of those fields and of the window.
         attention: implementations that it has, its default first.
@@ -125,6 +148,7 @@ class Family:
         norms_keep_dtype: what they give back has the dtype they are given, whatever that of their weights.
         modules: further leaves of a layer that a name may mean, in any release.
         experts: the feed-forward part is a mixture of experts.
+        traits: what it did in some releases, from the first to the last of them; whole ones of ``RELEASES``.
     """
 
     model_type: str
@@ -140,7 +164,6 @@ class Family:
     biases: tuple[str, ...] = ()
     aliases: Mapping[str, str] = field(default_factory=dict)
     window: Callable[[Config, str], Any] = full_attention
-    alternates: bool = False
     more: Callable[[Config, str], dict[str, Any]] = _nothing
     told: Callable[[dict[str, Any]], dict[str, Any]] = _as_they_are
     attention: tuple[str, ...] = ("sdpa", "eager", "flash_attention_2")
@@ -152,3 +175,9 @@ class Family:
     norms_keep_dtype: bool = False
     modules: tuple[str, ...] = ()
     experts: bool = False
+    traits: Mapping[Trait, Span] = field(default_factory=dict)
+
+    def has(self, trait: Trait, release: Release) -> bool:
+        """Whether it had a trait in a release of transformers."""
+        span = self.traits.get(trait)
+        return span is not None and span[0] <= release.since <= span[1]

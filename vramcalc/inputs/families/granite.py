@@ -12,4 +12,7 @@ FAMILY = Family(
     biases=("attention_bias", "mlp_bias"),
     logits="scaled",
     fused_kernels=("fms_acceleration",),
+    traits={
+        "raises_logits": ((4, 45), (4, 47)),
+    },
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vramcalc.inputs.families.common import WINDOW, Config, Family, one_kind, with_window
+from vramcalc.inputs.families.common import OLDEST, WINDOW, Config, Family, one_kind, with_window
 
 
 def _window(config: Config, name: str) -> Any:
@@ -18,4 +18,11 @@ FAMILY = Family(
     num_key_value_heads=8,
     window=_window,
     fused_kernels=("fms_acceleration",),
+    traits={
+        "raises_logits": (OLDEST, (4, 47)),
+        "layer_rotary": (OLDEST, (4, 47)),
+        "cached_rotary": (OLDEST, (4, 41)),
+        "repeats_before_flash": (OLDEST, (4, 47)),
+        "without_sdpa": (OLDEST, (4, 36)),
+    },
 )

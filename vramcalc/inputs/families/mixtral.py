@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vramcalc.errors import Unsupported, shown
-from vramcalc.inputs.families.common import Config, Family, given_or, one_kind, with_window
+from vramcalc.inputs.families.common import OLDEST, Config, Family, given_or, one_kind, with_window
 
 _EXPERTS = {"num_local_experts": 8, "num_experts_per_tok": 2}
 
@@ -47,4 +47,11 @@ FAMILY = Family(
     fused_kernels=("fms_acceleration",),
     modules=("block_sparse_moe.gate",),
     experts=True,
+    traits={
+        "raises_logits": (OLDEST, (4, 45)),
+        "layer_rotary": (OLDEST, (4, 47)),
+        "cached_rotary": (OLDEST, (4, 47)),
+        "repeats_before_flash": (OLDEST, (4, 47)),
+        "without_sdpa": (OLDEST, (4, 36)),
+    },
 )

@@ -55,4 +55,10 @@ FAMILY = Family(
     window=window_if_used,
     told=_told,
     qkv_bias=True,
+    traits={
+        "raises_logits": ((4, 37), (4, 45)),
+        "layer_rotary": ((4, 37), (4, 44)),
+        "cached_rotary": ((4, 37), (4, 44)),
+        "repeats_before_flash": ((4, 37), (4, 47)),
+    },
 )

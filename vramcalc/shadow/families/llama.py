@@ -42,9 +42,9 @@ class Attention(Module):
         """Frequencies, and cosine and sine of every position, where a release keeps them in each layer."""
         tape, spec, stack, found = self.engine.tape, self.spec, self.context.stack, list[Storage]()
         outer, tape.module = tape.module, f"{self.name}.rotary_emb"
-        if spec.model_type in stack.release.layer_rotary:
+        if spec.family.has("layer_rotary", stack.release):
             found.append(Storage(tape, (spec.head_dim // 2,), "float32", "inv_freq", "parameter"))
-        if spec.model_type in stack.release.cached_rotary | stack.release.idle_tables:
+        if self._looks_up or spec.family.has("idle_tables", stack.release):
             shape = (spec.max_position_embeddings, spec.head_dim)
             found += [Storage(tape, shape, stack.dtype, what, "parameter") for what in ("cos_cached", "sin_cached")]
         tape.module = outer
@@ -141,7 +141,7 @@ class Attention(Module):
 
     @property
     def _looks_up(self) -> bool:
-        return self.spec.model_type in self.context.stack.release.cached_rotary
+        return self.spec.family.has("cached_rotary", self.context.stack.release)
 
     def lower(self, x: Tensor) -> Tensor:
         """The 16-bit copy that flash-attn is handed."""
@@ -247,9 +247,9 @@ class CausalLM(Module):
         """What the model keeps beside its parameters."""
         tape, spec, release = self.engine.tape, self.spec, self.context.stack.release
         tape.module, half = "model.rotary_emb", (spec.head_dim // 2,)
-        names = () if spec.model_type in release.layer_rotary else ("inv_freq", "original_inv_freq")
+        names = () if spec.family.has("layer_rotary", release) else ("inv_freq", "original_inv_freq")
         found = [Storage(tape, half, "float32", what, "parameter") for what in names]
-        if spec.model_type in release.causal_buffer:
+        if spec.family.has("causal_buffer", release):
             tape.module, n = "model", spec.max_position_embeddings
             found.append(Storage(tape, (n, n), "bool", "causal_mask", "parameter"))
         tape.module = ""
@@ -298,7 +298,7 @@ class CausalLM(Module):
         )
         masks = self.masks(lambda window: mask(sliding_window=window))
         hidden_states = inputs_embeds
-        in_layers = spec.model_type in context.stack.release.layer_rotary
+        in_layers = spec.family.has("layer_rotary", context.stack.release)
         rotary = None if in_layers else rotary_embedding(e, seq, spec.head_dim, hidden_states.dtype)
         shared = [Shared(rotary, mask, position_ids, cache) for mask in masks]
         del rotary, masks, position_ids

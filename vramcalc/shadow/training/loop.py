@@ -189,7 +189,7 @@ class Loop:
         if stack.loss in ("full", "fused_cross_entropy", *OWN_LOSSES):
             logits = self.net.logits(hidden)
             release = stack.release
-            if self.job.model.model_type in release.raises_logits:
+            if self.job.model.family.has("raises_logits", release):
                 logits = ops.to(e, logits, "float32")
             if stack.loss == "full":
                 loss = cross_entropy.causal_lm_loss(e, logits, shifts_logits=release.shifts_logits)

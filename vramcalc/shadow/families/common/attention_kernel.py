@@ -29,7 +29,7 @@ def attention_kernel(
         case "eager":
             return "eager", grouped
         case "flash_attention_2":
-            return "flash", grouped and spec.model_type in release.repeats_before_flash
+            return "flash", grouped and spec.family.has("repeats_before_flash", release)
     repeats = grouped and (masked or stack.repeats_kv or release.repeats_heads or spec.head_dim > 256)
     kernel = choose_sdpa_kernel(
         stack.sdpa_kernel,
