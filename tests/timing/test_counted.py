@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 from configs import CONFIGS
 
@@ -14,7 +16,7 @@ from vramcalc.inputs.releases import minor_release
 from vramcalc.inputs.stack import FullFineTuning, LoRA, Method, QLoRA, Stack, TrainingSpec
 from vramcalc.memory import walks
 from vramcalc.shadow.engine.sizes import Symbols, evaluate
-from vramcalc.shadow.engine.work import Work
+from vramcalc.shadow.engine.work import Move, Work
 from vramcalc.shadow.training.loop import Loop, Sizes
 from vramcalc.timing import counted as counting
 from vramcalc.timing.counted import Counted, counted
@@ -179,6 +181,66 @@ def test_grouped_heads_in_float32_have_no_fused_kernel() -> None:
     assert flops(grouped, "attention") == forward * 3
 
 
+# -- bytes -------------------------------------------------------------------------------------------------------------
+
+
+def moves_of(job: Job) -> list[Move]:
+    """Moves of one micro-batch, at the depth of the small configurations."""
+    loop = Loop(job, Sizes.of(job), job.model.num_hidden_layers, counts=True)
+    with walks.without_cycle_collector():
+        loop.steady_step()
+    assert isinstance(loop.work, Work)
+    return [m for m in loop.work.moves if m.phase.startswith("step.0.")]
+
+
+def layer_moves(moves: list[Move], made_in: str) -> Counter[tuple[object, ...]]:
+    return Counter((m.op, m.module, m.read, m.written) for m in moves if m.layer is not None and m.made_in == made_in)
+
+
+@pytest.mark.parametrize(("family", "method"), PAIRS)
+def test_full_recomputation_moves_what_the_forward_pass_moved(family: str, method: str) -> None:
+    """But for what a router divides in place, which it copies where its gradient is needed."""
+    moves = moves_of(job_of(family, METHODS[method], "reentrant"))
+    moves = [m for m in moves if m.op != "clone" or not m.module.endswith("block_sparse_moe")]
+    assert layer_moves(moves, "recomputation") == layer_moves(moves, "forward")
+
+
+def test_a_product_reads_its_operands_and_writes_its_result() -> None:
+    job = job_of("llama", METHODS["full"])
+    h, i, n = job.model.hidden_size, job.model.intermediate_size, BATCH * SEQ
+    up = [m for m in moves_of(job) if m.module == "model.layers.1.mlp.up_proj"]
+    assert [(m.made_in, m.op, m.read, m.written) for m in up] == [
+        ("forward", "mm", 2 * (n * h + h * i), 2 * n * i),
+        ("backward", "mm", 2 * (n * h + h * i + n * i), 2 * (n * h + h * i)),
+    ]
+
+
+def test_a_norm_written_out_goes_through_memory_operation_by_operation() -> None:
+    """``LlamaRMSNorm.forward``: raised to float32, squared, averaged, scaled, lowered, and times the weight."""
+    job = job_of("llama", METHODS["lora"], "reentrant")
+    h, n = job.model.hidden_size, BATCH * SEQ
+    norm = [
+        m
+        for m in moves_of(job)
+        if m.module == "model.layers.1.input_layernorm" and (m.made_in, m.phase) == ("forward", "step.0.forward")
+    ]
+    assert [(m.op, m.read // n, m.written // n) for m in norm] == [
+        ("to", 2 * h, 4 * h),
+        ("pow", 4 * h, 4 * h),
+        ("mean", 4 * h, 4),
+        ("add", 4, 4),
+        ("rsqrt", 4, 4),
+        ("mul", 4 * h + 4, 4 * h),
+        ("to", 4 * h, 2 * h),
+        ("mul", 2 * h + 2 * h // n, 2 * h),
+    ]
+
+
+def test_views_move_nothing() -> None:
+    moves = moves_of(job_of("qwen3", METHODS["full"]))
+    assert not {m.op for m in moves if m.made_in == "forward"} & {"view", "transpose", "reshape", "slice"}
+
+
 # -- the walk ----------------------------------------------------------------------------------------------------------
 
 
@@ -223,6 +285,8 @@ def test_symbols_count_what_numbers_do() -> None:
     values = {name: np.array([n]) for name, n in (("batch", BATCH), ("seq", SEQ), ("rank", RANK))}
     found = [int(np.asarray(evaluate(p.flops, values)).item()) for p in general.products]
     assert found == [p.flops for p in special.products]
+    moved = [int(np.asarray(evaluate(m.read + m.written, values)).item()) for m in general.moves]
+    assert moved == [m.read + m.written for m in special.moves]
 
 
 def test_what_trains_uncounted_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:

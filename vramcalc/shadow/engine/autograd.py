@@ -101,14 +101,24 @@ class Engine:
 
     def view(self, name: str, x: Tensor, shape: Shape, backward: Backward) -> Tensor:
         """An operation whose result shares its input's storage."""
-        return Tensor(x.storage, shape, x.dtype, self.node(name, [x], (), backward), x.view)
+        return Tensor(x.storage, shape, x.dtype, self.node(name, [x], (), backward, moves=False), x.view)
 
-    def node(self, name: str, inputs: Sequence[Tensor], saved: Sequence[Tensor], backward: Backward) -> Node | None:
+    def node(
+        self,
+        name: str,
+        inputs: Sequence[Tensor],
+        saved: Sequence[Tensor],
+        backward: Backward,
+        *,
+        moves: bool = True,
+    ) -> Node | None:
         """The node of an operation that is about to run, None where no gradient is needed.
 
         Inputs are saved before the operator runs, as torch's generated code does: a recomputation that only wants
         them stops before the operator allocates.
         """
+        if moves:
+            self.work.begins(name, inputs)
         if not self.grad_enabled:
             return None
         for t in inputs:
@@ -178,6 +188,7 @@ class Engine:
         """Run one node and hand its gradients on; frees come in the order of engine.cpp's evaluate_function."""
         incoming = buffers.pop(node)
         saved = self._unpack(node)
+        self.work.begins(node.name, saved, incoming)
         gradients = node.backward(saved, incoming)
         if node.frame is not None:
             # Recomputed tensors are locals of the node's apply(); ordinary ones are released after validation.
@@ -190,8 +201,10 @@ class Engine:
                 if gradient is None:
                     continue
                 if i in node.summed:
+                    self.work.begins("sum", (), gradient)
                     gradient = gradients[i] = self.new(node.summed[i], gradient.dtype, "sum")
                 if gradient.dtype != node.dtypes[i]:
+                    self.work.begins("to", (), gradient)
                     gradients[i] = self.new(gradient.shape, node.dtypes[i], "to")
         del gradient, incoming
         saved = []
@@ -207,7 +220,10 @@ class Engine:
                     buffers[edge] = gradient
                 elif not old.view and sys.getrefcount(old) == 2 and sys.getrefcount(old.storage) == 2:
                     buffers[edge] = old
+                    self.work.begins("add", [old], gradient)
+                    self.work.writes_over(old)
                 else:
+                    self.work.begins("add", [old], gradient)
                     buffers[edge] = self.new(old.shape, old.dtype, "add")
                 old = gradient = None
             if isinstance(edge, Leaf) and not waiting[edge] and edge in buffers:

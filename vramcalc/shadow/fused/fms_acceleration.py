@@ -35,7 +35,12 @@ class FusedRMSNorm(RMSNorm):
         """Normalise the last dimension, in the input's dtype."""
         e, x = self.engine, args[0]
         shape, dtype = x.shape, x.dtype
-        node = e.node("fast_rms_layernorm", [x], (), lambda s, g: [Tensor(g.storage, shape, dtype, None, True)])
+
+        def backward(_saved: Saved, g: Tensor) -> Gradients:
+            e.work.writes_over(g)
+            return [Tensor(g.storage, shape, dtype, None, True)]
+
+        node = e.node("fast_rms_layernorm", [x], (), backward)
         y = Tensor(Storage(e.tape, shape, dtype, "fast_rms_layernorm"), shape, dtype, node)
         inverse = e.new(shape[:-1], "float32", "inverse variance")
         if node is not None:
@@ -57,8 +62,11 @@ def rotary(e: Engine, x: Tensor, cos: Tensor, sin: Tensor, *, head_major_grad: b
     def backward(_saved: Saved, g: Tensor) -> Gradients:
         if copies:
             return [e.new(shape, dtype, "fast_rope_embedding backward", view=True)]
+        e.work.writes_over(g)
         return [Tensor(g.storage, shape, dtype, None, True)]
 
+    e.work.begins("fast_rope_embedding", [x])
+    e.work.writes_over(x)
     y = e.view("fast_rope_embedding", x, shape, backward)
     if y.node is not None:
         y.node.keep = (cos.storage, sin.storage)

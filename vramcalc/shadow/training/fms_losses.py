@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from vramcalc.shadow.engine import ops
 from vramcalc.shadow.engine.autograd import Engine
-from vramcalc.shadow.engine.graph import Parameter
+from vramcalc.shadow.engine.graph import Gradients, Parameter
 from vramcalc.shadow.engine.sizes import Size
 from vramcalc.shadow.engine.tape import Storage, Tensor
 from vramcalc.shadow.training.cross_entropy import without_last
@@ -29,7 +29,12 @@ def fused_cross_entropy(e: Engine, logits: Tensor) -> Tensor:
     x = without_last(e, raised)
     shape, rows = x.shape, batch * (seq - 1)
     labels = e.new((rows,), "int64", "shifted labels")
-    node = e.node("fast_cross_entropy", [x], (), lambda s, g: [Tensor(s[0].storage, shape, "float32", None, True)])
+
+    def backward(saved: list[Tensor], g: Tensor) -> Gradients:
+        e.work.writes_over(saved[0])
+        return [Tensor(saved[0].storage, shape, "float32", None, True)]
+
+    node = e.node("fast_cross_entropy", [x], (), backward)
     losses = Tensor(Storage(e.tape, (rows,), "float32", "loss per token"), (rows,), "float32", node)
     logsumexp = _logsumexp(e, rows, -(-int(vocab) // FUSED_VOCABULARY))
     if node is not None:

@@ -174,6 +174,7 @@ class Loop:
         root = loss if self.scaler is None else self.scaler.scale(loss)
         gradient = e.new((), root.dtype, "gradient of the loss")
         e.backward(root.node, gradient)
+        self.work.ends()
         if stack.keeps_outputs == "backward":
             self._keep(None)
 

@@ -74,6 +74,7 @@ def normalise(e: Engine, x: Tensor) -> Tensor:
     node = e.node("div", [x, total], [*original, total], backward)
     if node is not None:
         node.summed = {1: total_shape}
+    e.work.writes_over(x)
     return Tensor(x.storage, shape, dtype, node)
 
 
@@ -118,6 +119,7 @@ def index_add_(e: Engine, x: Tensor, index: Tensor, source: Tensor) -> Tensor:
         return [g, e.new(shape, dtype, "index_select") if for_source else None]
 
     node = e.node("index_add", [x, source], [index, source], backward)
+    e.work.writes_over(source)
     return Tensor(x.storage, x.shape, x.dtype, node)
 
 
