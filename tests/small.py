@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from vramcalc import Estimate, ModelSpec, estimate
 from vramcalc.inputs.stack import KeepsOutputs, LossKind
 
-METHODS = ("full", "lora", "qlora")
+METHODS = ("full", "lora", "qlora", "dora")
 CHECKPOINTING = ("none", "reentrant", "non_reentrant")
 
 SETTINGS = st.fixed_dictionaries(

@@ -63,7 +63,9 @@ AT_THE_TOP = {
     "pydantic": {
         "vramcalc.inputs.base",
         "vramcalc.inputs.gpu",
+        "vramcalc.inputs.method",
         "vramcalc.inputs.model",
+        "vramcalc.inputs.quantization",
         "vramcalc.inputs.stack",
         "vramcalc.cli.options",
         "vramcalc.planning.cost",

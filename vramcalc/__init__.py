@@ -38,6 +38,7 @@ _HOME = {
     "FullFineTuning": "vramcalc.inputs.stack",
     "LoRA": "vramcalc.inputs.stack",
     "QLoRA": "vramcalc.inputs.stack",
+    "DoRA": "vramcalc.inputs.stack",
     "TrainingSpec": "vramcalc.inputs.stack",
     "Stack": "vramcalc.inputs.stack",
     "ModelSpec": "vramcalc.inputs.stack",
@@ -51,6 +52,7 @@ _WITH_PROFILE = {"VramcalcCallback": "vramcalc.profiling.callback"}
 if TYPE_CHECKING:
     from vramcalc.errors import VramcalcError as VramcalcError
     from vramcalc.inputs.machine.detect import detect_gpus as detect_gpus
+    from vramcalc.inputs.stack import DoRA as DoRA
     from vramcalc.inputs.stack import FullFineTuning as FullFineTuning
     from vramcalc.inputs.stack import Gpu as Gpu
     from vramcalc.inputs.stack import LoRA as LoRA

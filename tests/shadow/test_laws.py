@@ -26,7 +26,7 @@ def test_a_larger_batch_or_length_never_takes_less(settings: dict[str, Any], met
     assert after.allocated_bytes >= before.allocated_bytes
 
 
-@given(SETTINGS, st.sampled_from(["lora", "qlora"]), st.integers(1, 200))
+@given(SETTINGS, st.sampled_from(["lora", "qlora", "dora"]), st.integers(1, 200))
 @settings(max_examples=40, deadline=None)
 def test_a_higher_rank_never_takes_less(settings: dict[str, Any], method: str, rank: int) -> None:
     # bitsandbytes keeps 8-bit states from 4,096 elements on and 32-bit ones below: there a higher rank can take less.

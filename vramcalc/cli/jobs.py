@@ -24,7 +24,7 @@ from vramcalc.cli.options import noted_settings_of, settings_of, whole_number, w
 from vramcalc.cli.terminal import painted, print_json, print_note, print_text
 from vramcalc.errors import InvalidValue
 from vramcalc.memory.estimate import estimate as estimate_of
-from vramcalc.planning.fit import METHODS, CannotRun, fit_or_why
+from vramcalc.planning.fit import USUAL, CannotRun, fit_or_why
 from vramcalc.planning.verdict import Verdict, verdict
 
 
@@ -42,7 +42,7 @@ def fit(
 
     Without --gpu, on the GPUs of this machine and the memory that is free on them.
     """
-    methods = [known_method(name) for name in method or METHODS]
+    methods = [known_method(name) for name in method or USUAL]
     devices, notes = asked_gpus(gpu, gpu_memory)
     found = fit_or_why(model, gpus=devices, methods=methods, stack=stack, **noted_settings_of(options))
     verdicts = [v for v in found if isinstance(v, Verdict)]

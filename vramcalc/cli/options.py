@@ -15,7 +15,8 @@ from pydantic.fields import FieldInfo
 from vramcalc.errors import InvalidValue
 from vramcalc.inputs.alloc_conf import ENVIRONMENT
 from vramcalc.inputs.base import Spec
-from vramcalc.inputs.stack import QLoRA, Stack, TrainingSpec
+from vramcalc.inputs.settings import METHOD_CLASSES
+from vramcalc.inputs.stack import Stack, TrainingSpec
 from vramcalc.inputs.torch_releases import checked_torch
 
 _ALSO = {"optim": "--optimizer"}
@@ -29,6 +30,7 @@ _HELP = {
     "bnb_4bit_quant_type": "Four-bit code of QLoRA.",
     "bnb_4bit_use_double_quant": "Double quantization of QLoRA's scales.",
     "bnb_4bit_compute_dtype": "Dtype of QLoRA's products.",
+    "quantization": "How the base model is stored under any method with adapters. One of: none, nf4, fp4.",
     "micro_batch_size": "Sequences per forward pass.",
     "seq_len": "Tokens per sequence.",
     "gradient_accumulation_steps": "Micro-steps per optimizer step.",
@@ -66,7 +68,7 @@ _HELP = {
 }
 
 
-_SPECS: tuple[type[Spec], ...] = (TrainingSpec, QLoRA, Stack)
+_SPECS: tuple[type[Spec], ...] = (TrainingSpec, *METHOD_CLASSES.values(), Stack)
 _FIELDS = {name: field for spec in _SPECS for name, field in spec.model_fields.items() if name not in _HIDDEN}
 
 

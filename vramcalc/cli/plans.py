@@ -22,7 +22,7 @@ from vramcalc.cli.options import noted_settings_of, number, with_options
 from vramcalc.cli.plan_options import taken_from, with_plan_options
 from vramcalc.cli.terminal import painted, print_json, print_note, print_text
 from vramcalc.errors import InvalidValue
-from vramcalc.planning.fit import METHODS
+from vramcalc.planning.fit import USUAL
 
 if TYPE_CHECKING:
     from vramcalc.planning.prices import Offer, Prices
@@ -168,7 +168,7 @@ def table(
     models: Annotated[list[str], typer.Option(help="Models, with commas or repeated.", metavar="<str>")],
     gpus: Annotated[list[str], typer.Option(help="GPU ids, with commas or repeated.", metavar="<str>")],
     methods: Annotated[
-        list[str] | None, typer.Option(help=f"Of {', '.join(METHODS)}, all by default.", metavar="<str>")
+        list[str] | None, typer.Option(help=f"Of {', '.join(USUAL)}, all by default.", metavar="<str>")
     ] = None,
     format: Annotated[str, typer.Option(help="One of: md, csv, html, latex, json.", metavar="<str>")] = "md",  # noqa: A002
     output: Annotated[str | None, typer.Option(help="Write it to a file, whole.", metavar="<path>")] = None,
@@ -190,7 +190,7 @@ def table(
     prices = _prices(price_table)
     found = planning_table(
         _listed(models),
-        [known_method(name) for name in _listed(methods or METHODS)],
+        [known_method(name) for name in _listed(methods or USUAL)],
         _listed(gpus),
         work=work,
         prices=Prices(tuple(_offers(prices, provider, tier)), prices.path, prices.refreshed),

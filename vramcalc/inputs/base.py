@@ -6,7 +6,7 @@ import operator
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo
 
@@ -68,6 +68,10 @@ def whole(value: object) -> object:
     except TypeError:
         return value
 
+
+DtypeName = Literal["float32", "bfloat16", "float16"]
+DTYPE_ALIASES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "half": "float16", "float": "float32"}
+Dtype = Annotated[DtypeName, alias(DTYPE_ALIASES)]
 
 PositiveCount = Annotated[int, Field(ge=1, le=1 << 20), BeforeValidator(whole)]
 """A count of things; a million is beyond every real setting."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from vramcalc.errors import Unsupported
 from vramcalc.inputs.families import FAMILIES
-from vramcalc.inputs.releases import EXPERTS_CHECKED, PEFT_RAISES_ADAPTERS, minor_release
-from vramcalc.inputs.stack import OWN_LOSSES, LoRA, Method, ModelSpec, QLoRA, Stack, kbit_prepared
+from vramcalc.inputs.releases import EXPERTS_CHECKED, PEFT_DORA, PEFT_RAISES_ADAPTERS, minor_release
+from vramcalc.inputs.stack import OWN_LOSSES, DoRA, LoRA, Method, ModelSpec, Stack, kbit_prepared
 from vramcalc.inputs.targets import adapts_whole_mlp, copy_dtype, is_saved, is_target
 
 _EXPERTS = (
@@ -30,19 +30,34 @@ def refuse(model: ModelSpec, method: Method, stack: Stack) -> None:
         _fused_kernels(model, method, stack)
     if isinstance(method, LoRA):
         _peft(method, stack)
-    if isinstance(method, QLoRA) and stack.casts_embeddings_to_bf16:
-        _casts(method, stack)
+        if method.storage is not None and stack.casts_embeddings_to_bf16:
+            _casts(method, stack)
+    if isinstance(method, DoRA):
+        _dora(method, stack)
     _dtypes(model, method, stack)
 
 
 def _peft(method: LoRA, stack: Stack) -> None:
     """Refuse float32 adapters beside 16-bit layers where PEFT has no ``autocast_adapter_dtype`` yet."""
-    raises = stack.adapter_dtype == "float32" and stack.dtype != "float32" and not isinstance(method, QLoRA)
+    raises = stack.adapter_dtype == "float32" and stack.dtype != "float32" and method.storage is None
     if raises and (minor_release(stack.peft) or (0, 0)) < PEFT_RAISES_ADAPTERS:
         raise Unsupported(
             f"peft={stack.peft!r} leaves adapters in the dtype of their layers, {stack.dtype}; use peft='0.12' or "
             "later, or adapter_dtype='weights'"
         )
+
+
+def _dora(method: DoRA, stack: Stack) -> None:
+    """Refuse releases whose DoRA makes other tensors, and what has not been compared with a trace."""
+    if (minor_release(stack.peft) or (0, 0)) < PEFT_DORA:
+        raise Unsupported(
+            f"peft={stack.peft!r} computes DoRA in a way that has not been checked; use peft="
+            f"'{PEFT_DORA[0]}.{PEFT_DORA[1]}' or later"
+        )
+    if stack.fused_kernels != "none":
+        raise Unsupported(f"fused_kernels={stack.fused_kernels!r} with DoRA has not been compared; leave one out")
+    if is_target(method, "model.embed_tokens"):
+        raise Unsupported("DoRA on the embedding has not been checked; leave embed_tokens out of target_modules")
 
 
 def _early(model: ModelSpec, stack: Stack) -> None:
@@ -87,7 +102,7 @@ def _family(model: ModelSpec, stack: Stack) -> None:
         )
 
 
-def _casts(method: QLoRA, stack: Stack) -> None:
+def _casts(method: LoRA, stack: Stack) -> None:
     """Refuse what trains by a name that the cast looks for, and a forward pass over two dtypes."""
     setting = "casts_embeddings_to_bf16=True"
     if stack.autocast != "bfloat16":
@@ -148,27 +163,29 @@ def _fused_kernels(model: ModelSpec, method: Method, stack: Stack) -> None:
         return
     if method.modules_to_save:
         raise Unsupported(f"{setting} with modules_to_save has not been compared; leave one of them out")
-    if not isinstance(method, QLoRA):
+    storage = method.storage
+    if storage is None:
         return
     if adapts_whole_mlp(method, model.num_hidden_layers):
         raise Unsupported(
             f"{setting} with adapters on gate_proj, up_proj and down_proj over four-bit layers stops: the plugin's "
             "backward pass multiplies tensors of different widths; leave one of them out of target_modules"
         )
-    if stack.autocast is None or stack.prepare_model_for_kbit_training or not method.bnb_4bit_use_double_quant:
+    if stack.autocast is None or stack.prepare_model_for_kbit_training or not storage.bnb_4bit_use_double_quant:
         raise Unsupported(
             f"{setting} over four-bit layers needs autocast, prepare_model_for_kbit_training=False and "
             "bnb_4bit_use_double_quant=True: its products are written over 16-bit inputs, and it unpacks nested "
             "scales only"
         )
-    if method.bnb_4bit_compute_dtype != stack.autocast:
+    if storage.bnb_4bit_compute_dtype != stack.autocast:
         raise Unsupported(f"{setting} computes in the dtype of autocast; let bnb_4bit_compute_dtype be the same")
 
 
 def _dtypes(model: ModelSpec, method: Method, stack: Stack) -> None:
     """Refuse tensors of two dtypes where torch multiplies or joins only those of one."""
     if (
-        isinstance(method, QLoRA)
+        isinstance(method, LoRA)
+        and method.storage is not None
         and stack.autocast is not None
         and {_unadapted_dtype(model, method, stack), stack.autocast} == {"bfloat16", "float16"}
         and not _adapts_rotated(method, model.num_hidden_layers)
@@ -188,7 +205,7 @@ def _dtypes(model: ModelSpec, method: Method, stack: Stack) -> None:
         )
 
 
-def _unadapted_dtype(model: ModelSpec, method: QLoRA, stack: Stack) -> str:
+def _unadapted_dtype(model: ModelSpec, method: LoRA, stack: Stack) -> str:
     """Dtype that four-bit layers give back: that of what the norm before them gives them."""
     weights = "float32" if stack.prepare_model_for_kbit_training else stack.dtype
     copied = model.family.norms_keep_dtype and is_saved(method, "model.embed_tokens")

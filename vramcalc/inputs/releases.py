@@ -112,6 +112,8 @@ It is no trait of a release, as it moves nothing but cuBLAS's workspace.
 PEFT_CHECKED = ((0, 11), (0, 21))
 """First and last minor release of PEFT that is modelled; ``tables/traces.csv`` has rows of most of them."""
 
+PEFT_DORA = (0, 16)
+"""First release of PEFT whose DoRA is a variant with a call of its own."""
 PEFT_RAISES_ADAPTERS = (0, 12)
 """First release that raises 16-bit adapters to float32 (``autocast_adapter_dtype``)."""
 

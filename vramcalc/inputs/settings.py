@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from vramcalc.errors import InvalidValue, UnknownName
-from vramcalc.inputs.stack import FullFineTuning, LoRA, QLoRA, Stack, TrainingSpec
+from vramcalc.errors import InvalidValue, UnknownName, Unsupported
+from vramcalc.inputs.quantization import BitsAndBytes4bit, spelled_out
+from vramcalc.inputs.stack import DoRA, FullFineTuning, LoRA, QLoRA, Stack, TrainingSpec
 
 MethodClass = type[FullFineTuning] | type[LoRA]
 _NAMED = {"method": "lora", "stack": "transformers-trainer"}
-METHOD_CLASSES: dict[str, MethodClass] = {"full": FullFineTuning, "lora": LoRA, "qlora": QLoRA}
+METHOD_CLASSES: dict[str, MethodClass] = {"full": FullFineTuning, "lora": LoRA, "qlora": QLoRA, "dora": DoRA}
 """Methods by name."""
 
 
@@ -31,6 +32,44 @@ def kind_of(method: object, training: object, stack: object) -> MethodClass:
     if str(method) not in METHOD_CLASSES:
         raise UnknownName("method", str(method), METHOD_CLASSES)
     return METHOD_CLASSES[str(method)]
+
+
+def settings_of_method(name: str) -> set[str]:
+    """Settings that a method takes, storage included; none of a method that does not exist."""
+    if name not in METHOD_CLASSES:
+        return set()
+    own = set(METHOD_CLASSES[name].model_fields)
+    return own | set(BitsAndBytes4bit.model_fields) if "quantization" in own else own | {"quantization"}
+
+
+def over_storage(method: MethodClass, settings: Mapping[str, Any]) -> tuple[MethodClass, dict[str, Any]]:
+    """A method over ``quantization``, and the settings that say so in its own fields: LoRA over four bits is QLoRA.
+
+    Raises:
+        InvalidValue: no such storage, or one that is said twice and differently.
+        Unsupported: weights that train are not quantised.
+    """
+    rest = {name: value for name, value in settings.items() if name != "quantization"}
+    if "quantization" not in settings:
+        return method, rest
+    storage = spelled_out(settings["quantization"])
+    if method is FullFineTuning and storage is not None:
+        raise Unsupported(
+            "quantization with method 'full': weights in four bits cannot be trained; use 'qlora', or "
+            "quantization='none'"
+        )
+    if method is QLoRA and storage is None:
+        raise InvalidValue("quantization", "none", "nf4 or fp4 with method 'qlora'", "use method 'lora'")
+    own = {name: rest.pop(name) for name in BitsAndBytes4bit.model_fields if name in rest and storage is not None}
+    if storage is None or "quantization" in method.model_fields:
+        made = {} if storage is None else {"quantization": storage.replace(**own)}
+        return method, rest | made
+    if own.get("bnb_4bit_quant_type", storage.bnb_4bit_quant_type) != storage.bnb_4bit_quant_type:
+        raise InvalidValue(
+            "bnb_4bit_quant_type", own["bnb_4bit_quant_type"], f"that of quantization={storage.bnb_4bit_quant_type!r}",
+            "leave one of them out",
+        )  # fmt: skip
+    return QLoRA, rest | {name: getattr(storage, name) for name in BitsAndBytes4bit.model_fields} | own
 
 
 def by_spec(method: MethodClass, settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

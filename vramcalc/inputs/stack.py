@@ -11,16 +11,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, ModelWrapValidatorHandler, PlainSerializer, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ModelWrapValidatorHandler, model_validator
 
 from vramcalc.errors import InvalidValue
-from vramcalc.inputs import patterns
 from vramcalc.inputs.alloc_conf import AllocatorSettings, read
 from vramcalc.inputs.base import (
-    MOVES_NO_MEMORY,
+    DTYPE_ALIASES,
+    Dtype,
+    DtypeName,
     PositiveCount,
     Spec,
-    Usual,
     alias,
     checked,
     known_torch,
@@ -29,13 +29,17 @@ from vramcalc.inputs.base import (
     whole,
 )
 from vramcalc.inputs.gpu import Gpu as Gpu
+from vramcalc.inputs.method import DoRA as DoRA
+from vramcalc.inputs.method import FullFineTuning as FullFineTuning
+from vramcalc.inputs.method import LoRA as LoRA
+from vramcalc.inputs.method import Method as Method
+from vramcalc.inputs.method import QLoRA as QLoRA
 from vramcalc.inputs.model import AttnImplementation as AttnImplementation
 from vramcalc.inputs.model import ModelSpec as ModelSpec
 from vramcalc.inputs.model import ModelType as ModelType
 from vramcalc.inputs.releases import BITSANDBYTES_CHECKED, PEFT_CHECKED, Release, minor_release, release_of
 from vramcalc.inputs.torch_releases import Wheel, wheel_of
 
-DtypeName = Literal["float32", "bfloat16", "float16"]
 Checkpointing = Literal["none", "reentrant", "non_reentrant"]
 SdpaKernel = Literal["auto", "cudnn", "flash", "efficient", "math"]
 KeepsOutputs = Literal["no", "backward", "step", "next_forward"]
@@ -62,72 +66,8 @@ OptimizerName = Literal[
     "adafactor",
 ]
 
-_DTYPE_ALIASES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "half": "float16", "float": "float32"}
 _OPTIM_ALIASES = {"adamw_8bit": "adamw_bnb_8bit", "paged_adamw": "paged_adamw_32bit", "lion": "lion_32bit"}
 _CHECKPOINTING_ALIASES = {"non-reentrant": "non_reentrant", "off": "none"}
-
-
-Dtype = Annotated[DtypeName, alias(_DTYPE_ALIASES)]
-
-
-def _names(value: object) -> object:
-    try:
-        return frozenset(value) if isinstance(value, (list, tuple, set)) else value
-    except TypeError:  # lists in lists, which no check behind this one takes for names
-        return value
-
-
-Pattern = Annotated[str, AfterValidator(patterns.check)]
-SavedPattern = Annotated[str, AfterValidator(patterns.check_saved)]
-_sorted = PlainSerializer(sorted, return_type=list[str])
-ModuleNames = Annotated[frozenset[str], BeforeValidator(_names), _sorted]
-
-
-MEASURED_RANK = 32
-"""Largest rank of adapters in measured runs of known releases."""
-
-
-def _inside_layers(targets: str | frozenset[str]) -> bool:
-    """Whether adapters are on layers that measured runs adapt: linear ones inside the decoder."""
-    names = (targets,) if isinstance(targets, str) else targets
-    return not any(end in name for name in names for end in ("embed_tokens", "lm_head"))
-
-
-class FullFineTuning(Spec):
-    """Every parameter trains."""
-
-    kind: Literal["full"] = "full"
-
-
-class LoRA(Spec):
-    """Low-rank adapters beside frozen layers; fields as in PEFT's ``LoraConfig``."""
-
-    kind: Literal["lora"] = "lora"
-    rank: Annotated[PositiveCount, Usual(lambda rank: rank <= MEASURED_RANK)] = 16
-    """Inner width of every adapter pair (``r`` in PEFT)."""
-    lora_alpha: Annotated[float, Field(gt=0), MOVES_NO_MEMORY] = 32.0
-    """Scale of the update; it does not change memory."""
-    lora_dropout: Annotated[float, Field(ge=0, lt=1), Usual(lambda _: True)] = 0.0
-    target_modules: Annotated[Pattern | ModuleNames, Usual(_inside_layers)] = "all-linear"
-    """Suffixes of module names, a regular expression on the whole name when a string, or ``all-linear``."""
-    modules_to_save: Annotated[
-        frozenset[SavedPattern], BeforeValidator(_names), _sorted, Usual(lambda names: not names)
-    ] = frozenset()
-    """Modules copied and trained in full."""
-
-
-class QLoRA(LoRA):
-    """LoRA over linear layers stored by bitsandbytes in four bits; fields as in ``BitsAndBytesConfig``."""
-
-    kind: Literal["qlora"] = "qlora"  # type: ignore[assignment]
-    bnb_4bit_quant_type: Annotated[Literal["nf4", "fp4"], Usual(lambda _: True)] = "nf4"
-    """Code of the bits; jobs are told apart by it as by their method."""
-    bnb_4bit_use_double_quant: Annotated[bool, Usual(lambda _: True)] = True
-    bnb_4bit_compute_dtype: Annotated[Dtype, Usual(lambda dtype: dtype != "float32")] = "bfloat16"
-
-
-Method = FullFineTuning | LoRA | QLoRA
-
 
 SeqLen = Annotated[int, Field(ge=1, le=1 << 24), BeforeValidator(whole)]
 
@@ -201,9 +141,9 @@ class Stack(Spec):
     bitsandbytes: Annotated[str, checked(*BITSANDBYTES_CHECKED)] = "0.50"
     dtype: Dtype = "bfloat16"
     """Dtype the weights are loaded in."""
-    autocast: Annotated[Literal["bfloat16", "float16"], alias(_DTYPE_ALIASES)] | None = None
+    autocast: Annotated[Literal["bfloat16", "float16"], alias(DTYPE_ALIASES)] | None = None
     """``torch.autocast`` around the forward pass; float16 brings loss scaling with it."""
-    adapter_dtype: Annotated[DtypeName | Literal["weights"], alias(_DTYPE_ALIASES)] = "float32"
+    adapter_dtype: Annotated[DtypeName | Literal["weights"], alias(DTYPE_ALIASES)] = "float32"
     """Dtype of adapters. ``float32``: PEFT raises 16-bit ones, its default; ``weights``: that of their layers; a 16-bit
     name: the trainer casts everything that trains, as TRL does for QLoRA."""
     prepare_model_for_kbit_training: bool = True
@@ -288,5 +228,5 @@ class Stack(Spec):
 
 
 def kbit_prepared(method: Method, stack: Stack) -> bool:
-    """Whether PEFT's ``prepare_model_for_kbit_training`` ran: a setting of every recipe that only QLoRA heeds."""
-    return isinstance(method, QLoRA) and stack.prepare_model_for_kbit_training
+    """Whether PEFT's ``prepare_model_for_kbit_training`` ran: a setting that is heeded over quantised weights only."""
+    return method.storage is not None and stack.prepare_model_for_kbit_training

@@ -5,7 +5,7 @@ from __future__ import annotations
 from vramcalc.inputs import patterns
 from vramcalc.inputs.families import FAMILIES
 from vramcalc.inputs.families.common import PROJECTIONS
-from vramcalc.inputs.stack import LoRA, QLoRA, Stack
+from vramcalc.inputs.stack import LoRA, Stack
 
 
 def is_target(method: LoRA, name: str) -> bool:
@@ -76,4 +76,5 @@ def copy_dtype(stack: Stack, original: str) -> str:
 
 def usual_adapter_dtype(method: LoRA, stack: Stack) -> str:
     """Dtype of the adapters on a model's projections."""
-    return adapter_dtype(stack, method.bnb_4bit_compute_dtype if isinstance(method, QLoRA) else stack.dtype)
+    storage = method.storage
+    return adapter_dtype(stack, stack.dtype if storage is None else storage.bnb_4bit_compute_dtype)

@@ -16,7 +16,7 @@ from vramcalc.inputs import catalog
 from vramcalc.inputs.job import Job
 from vramcalc.inputs.presets import preset, stack_of
 from vramcalc.inputs.release_span import likeliest_job, other_jobs
-from vramcalc.inputs.settings import by_spec, kind_of
+from vramcalc.inputs.settings import by_spec, kind_of, over_storage
 from vramcalc.inputs.stack import Gpu, Method, ModelSpec, Stack, TrainingSpec
 from vramcalc.interval import Interval
 from vramcalc.memory.calibration.calibration import Calibration, interval_around, share_within
@@ -249,9 +249,11 @@ def make_job(
     """Look up names and fill in defaults; see :func:`estimate`."""
     spec = catalog.model(model)
     chosen = kind_of(method, training, stack)
-    given = by_spec(chosen, settings)
-    kind = str(chosen.model_fields["kind"].default)
-    made = chosen(**given["method"]) if isinstance(method, str) else method.replace(**given["method"])
+    stored, settings = over_storage(chosen, settings)
+    given = by_spec(stored, settings)
+    kept = {} if isinstance(method, str) else {n: getattr(method, n) for n in chosen.model_fields if n != "kind"}
+    made = stored(**{**kept, **given["method"]})
+    kind = made.kind if made.storage is None else "qlora"
     if isinstance(stack, str):
         defaults, asked = preset(stack).training, spec.attn_implementation or spec.family.attention[0]
         recipe = stack_of(stack, method=kind, **{"attn_implementation": asked} | given["stack"])
@@ -277,7 +279,7 @@ def estimate(
 
     Args:
         model: a Hugging Face id, a short name, a path to a ``config.json``, or a spec.
-        method: ``full``, ``lora``, ``qlora``, or a spec.
+        method: ``full``, ``lora``, ``qlora``, ``dora``, or a spec.
         training: batch, length, optimizer and so on; defaults are the recipe's.
         stack: a recipe by name, or a spec.
         gpu: an id such as ``rtx-4090``, or a spec; it decides kernels, workspaces and the context.

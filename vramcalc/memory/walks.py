@@ -14,7 +14,7 @@ from functools import cached_property, lru_cache
 
 from vramcalc.inputs.alloc_conf import AllocatorSettings
 from vramcalc.inputs.job import Job
-from vramcalc.inputs.stack import LoRA, QLoRA
+from vramcalc.inputs.stack import LoRA
 from vramcalc.inputs.targets import layers_alike
 from vramcalc.memory.ledger import SCENE, Instant, Row, instants, rows_at, size_of
 from vramcalc.memory.timeline import Timeline, timeline_of
@@ -165,7 +165,7 @@ class Walks:
         if (settings, reads) not in self._replays:
             s, stack = self.stream, self.job.stack
             load, sizes = s.load, s.sizes
-            if reads and isinstance(self.job.method, QLoRA):
+            if reads and self.job.method.storage is not None:
                 births = [self.written_out.program.births[b] for b in self.written_out.expansion.births]
                 load, sizes = read_quantised(s.load, births, s.sizes, stack)
             with without_cycle_collector():

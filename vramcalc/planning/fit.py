@@ -8,19 +8,22 @@ from typing import Any, ClassVar
 
 from vramcalc.errors import Unsupported
 from vramcalc.inputs import catalog
-from vramcalc.inputs.settings import METHOD_CLASSES
+from vramcalc.inputs.settings import METHOD_CLASSES, settings_of_method
 from vramcalc.inputs.stack import Gpu, ModelSpec
 from vramcalc.memory.estimate import Estimate, estimate
 from vramcalc.planning.verdict import Verdict, verdict
 
 METHODS = tuple(METHOD_CLASSES)
+"""Every method there is."""
+USUAL = ("full", "lora", "qlora")
+"""Those that are compared where none is named."""
 
 
 def fit(
     model: str | ModelSpec,
     *,
     gpus: Sequence[str | Gpu],
-    methods: Sequence[str] = METHODS,
+    methods: Sequence[str] = USUAL,
     **settings: Any,
 ) -> list[Verdict]:
     """Every method on every GPU, in that order.
@@ -28,7 +31,7 @@ def fit(
     Args:
         model: as in :func:`vramcalc.estimate`.
         gpus: ids or specs.
-        methods: ``full``, ``lora``, ``qlora``.
+        methods: ``full``, ``lora``, ``qlora``, ``dora``.
         **settings: as in ``estimate``; those of a method apply to the methods that have them.
 
     A GPU that cannot run a job another one can is left out of the answer; see :func:`fit_or_why`.
@@ -66,7 +69,7 @@ def fit_or_why(
     model: str | ModelSpec,
     *,
     gpus: Sequence[str | Gpu],
-    methods: Sequence[str] = METHODS,
+    methods: Sequence[str] = USUAL,
     **settings: Any,
 ) -> list[Verdict | CannotRun]:
     """Every method on every GPU as :func:`fit`, with the reason in place of a verdict where a GPU cannot run it.
@@ -76,7 +79,7 @@ def fit_or_why(
         Unsupported: as ``fit``, where a method runs on none of the GPUs.
     """
     devices = [catalog.gpu(g) for g in gpus]
-    own = {name: set(METHOD_CLASSES[name].model_fields if name in METHOD_CLASSES else ()) for name in methods}
+    own = {name: settings_of_method(name) for name in methods}
     of_some = {name for fields in own.values() for name in fields}
     found: list[Verdict | CannotRun] = []
     for method in methods:

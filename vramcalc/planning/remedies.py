@@ -9,7 +9,7 @@ from typing import Any
 from vramcalc.errors import DoesNotFit, InvalidValue, Unsupported
 from vramcalc.inputs.job import Job
 from vramcalc.inputs.presets import PRESETS, stack_of
-from vramcalc.inputs.stack import OWN_LOSSES, FullFineTuning, LoRA, Method, QLoRA, Stack, TrainingSpec
+from vramcalc.inputs.stack import OWN_LOSSES, FullFineTuning, LoRA, Method, Stack, TrainingSpec
 from vramcalc.memory.estimate import Estimate, estimate_job
 from vramcalc.planning.largest import largest_value
 from vramcalc.planning.verdict import Status, Verdict, verdict
@@ -77,12 +77,13 @@ def _estimated(found: Verdict, settings: dict[str, Any]) -> Estimate | None:
 def _changed(job: Job, settings: dict[str, Any]) -> Job:
     """A job with fields replaced by name."""
     method: Method = job.method
+    if "quantization" in settings:
+        method = method.over_four_bits()
     match settings.get("method"):
         case "lora":
             method = LoRA()
         case "qlora":
-            kept = {n: getattr(method, n) for n in LoRA.model_fields if n != "kind"} if isinstance(method, LoRA) else {}
-            method = QLoRA(**kept)
+            method = method.over_four_bits()
     training = {n: v for n, v in settings.items() if n in TrainingSpec.model_fields}
     stack = {n: v for n, v in settings.items() if n in Stack.model_fields}
     return Job(job.model, method, job.training.replace(**training), job.stack.replace(**stack), job.compute_capability)
@@ -167,12 +168,16 @@ def _methods(job: Job) -> Iterator[Change]:
     """Methods that store less, with what the recipe changes for them."""
     if isinstance(job.method, FullFineTuning):
         yield "LoRA r=16", {"method": "lora"}
-    if not isinstance(job.method, QLoRA):
+    if job.method.storage is None:
+        over = job.method.over_four_bits()
         recipe = PRESETS.get(job.stack.name)
         usual = stack_of(job.stack.name, method="lora") if recipe else job.stack
         own = recipe.qlora if recipe else {}
         kept = {name: value for name, value in own.items() if getattr(job.stack, name) == getattr(usual, name)}
-        yield "QLoRA NF4", {"method": "qlora", **kept}
+        if over.kind == job.method.kind:
+            yield "NF4 base model", {"quantization": "nf4", **kept}
+        else:
+            yield "QLoRA NF4", {"method": over.kind, **kept}
 
 
 def _shorter(found: Verdict) -> Iterator[Change]:

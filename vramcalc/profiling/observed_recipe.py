@@ -15,7 +15,8 @@ from torch import nn
 
 from vramcalc.errors import Unsupported
 from vramcalc.inputs.alloc_conf import ENVIRONMENT
-from vramcalc.inputs.stack import FullFineTuning, LoRA, Method, QLoRA, Stack, TrainingSpec
+from vramcalc.inputs.quantization import BitsAndBytes4bit
+from vramcalc.inputs.stack import DoRA, FullFineTuning, LoRA, Method, QLoRA, Stack, TrainingSpec
 
 
 @dataclass
@@ -68,7 +69,7 @@ def plain_config(model: nn.Module) -> dict[str, Any]:
 
 
 def method_of(model: nn.Module) -> Method:
-    """Full fine-tuning, LoRA or QLoRA.
+    """Full fine-tuning, LoRA, DoRA or QLoRA.
 
     Raises:
         Unsupported: another method of PEFT, several adapters, or some layers trained and others not.
@@ -81,8 +82,8 @@ def method_of(model: nn.Module) -> Method:
     if len(configs) != 1:
         raise Unsupported(f"{len(configs)} adapters on one model; one is modelled")
     (config,) = configs.values()
-    if str(getattr(config.peft_type, "value", config.peft_type)) != "LORA" or config.use_dora or config.bias != "none":
-        raise Unsupported("an adapter other than plain LoRA without biases")
+    if str(getattr(config.peft_type, "value", config.peft_type)) != "LORA" or config.bias != "none":
+        raise Unsupported("an adapter other than LoRA or DoRA without biases")
     targets = config.target_modules
     settings: dict[str, Any] = {
         "rank": config.r,
@@ -92,14 +93,18 @@ def method_of(model: nn.Module) -> Method:
         "modules_to_save": frozenset(config.modules_to_save or ()),
     }
     layer = _quantised_layer(model)
-    if layer is None:
-        return LoRA(**settings)
-    return QLoRA(
-        **settings,
-        bnb_4bit_quant_type=layer.weight.quant_type,
-        bnb_4bit_use_double_quant=layer.weight.compress_statistics,
-        bnb_4bit_compute_dtype=_name(layer.compute_dtype),
+    storage = (
+        {}
+        if layer is None
+        else {
+            "bnb_4bit_quant_type": layer.weight.quant_type,
+            "bnb_4bit_use_double_quant": layer.weight.compress_statistics,
+            "bnb_4bit_compute_dtype": _name(layer.compute_dtype),
+        }
     )
+    if config.use_dora:
+        return DoRA(**settings, quantization=BitsAndBytes4bit(**storage) if storage else None)
+    return QLoRA(**settings, **storage) if storage else LoRA(**settings)
 
 
 def training_of(model: nn.Module, args: Any, batches: Batches) -> TrainingSpec:

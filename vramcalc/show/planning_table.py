@@ -12,7 +12,7 @@ from vramcalc.inputs import catalog
 from vramcalc.inputs.job import Job
 from vramcalc.inputs.stack import Gpu, ModelSpec
 from vramcalc.planning.cost import Billing, Rate
-from vramcalc.planning.fit import METHODS, fit
+from vramcalc.planning.fit import METHODS, USUAL, fit
 from vramcalc.planning.plan import Plan, fed, plan_of
 from vramcalc.planning.prices import Prices, current
 from vramcalc.planning.verdict import Verdict
@@ -96,7 +96,7 @@ class Choices:
 
 def planning_table(
     models: Sequence[str | ModelSpec],
-    methods: Sequence[str] = METHODS,
+    methods: Sequence[str] = USUAL,
     gpus: Sequence[str | Gpu] = (),
     *,
     work: Workload,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from vramcalc.inputs.job import Job
 from vramcalc.inputs.release_dates import UNKNOWN
-from vramcalc.inputs.stack import FullFineTuning, Gpu, LoRA, QLoRA, Stack, TrainingSpec
+from vramcalc.inputs.stack import Gpu, LoRA, Stack, TrainingSpec
 from vramcalc.inputs.targets import usual_adapter_dtype
 from vramcalc.interval import Interval
 from vramcalc.memory.calibration.file import current
@@ -32,19 +32,7 @@ _LOSSES = {
 
 def method_line(job: Job) -> str:
     """``"LoRA r=16 on all-linear"``."""
-    method = job.method
-    if isinstance(method, FullFineTuning):
-        return "full fine-tuning"
-    targets = (
-        method.target_modules if isinstance(method.target_modules, str) else ", ".join(sorted(method.target_modules))
-    )
-    extra = f", dropout {method.lora_dropout:g}" if method.lora_dropout else ""
-    saved = f", saving {', '.join(sorted(method.modules_to_save))}" if method.modules_to_save else ""
-    name = "LoRA"
-    if isinstance(method, QLoRA):
-        quant = method.bnb_4bit_quant_type.upper()
-        name = f"QLoRA {quant}{' double-quantised' if method.bnb_4bit_use_double_quant else ''}"
-    return f"{name} r={method.rank} on {targets}{extra}{saved}"
+    return job.method.told()
 
 
 def recipe_lines(job: Job) -> list[str]:
@@ -68,8 +56,9 @@ def precision(job: Job) -> str:
     """Dtypes of weights, of the forward pass and of adapters."""
     stack = job.stack
     parts = [f"{SHORT_DTYPES[stack.dtype]} weights"]
-    if isinstance(job.method, QLoRA):
-        parts.append(f"4-bit layers computing in {SHORT_DTYPES[job.method.bnb_4bit_compute_dtype]}")
+    storage = job.method.storage
+    if storage is not None:
+        parts.append(f"4-bit layers computing in {SHORT_DTYPES[storage.bnb_4bit_compute_dtype]}")
     if stack.autocast:
         parts.append(
             f"{SHORT_DTYPES[stack.autocast]} autocast" + (", loss scaling" if stack.autocast == "float16" else "")
@@ -78,7 +67,7 @@ def precision(job: Job) -> str:
         parts.append("no autocast")
     if isinstance(job.method, LoRA):
         parts.append(f"{SHORT_DTYPES[usual_adapter_dtype(job.method, stack)]} adapters")
-    if isinstance(job.method, QLoRA):
+    if storage is not None:
         parts.append(_preparation(stack))
     return ", ".join(parts)
 

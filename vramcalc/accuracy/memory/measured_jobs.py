@@ -12,6 +12,7 @@ from vramcalc.errors import DoesNotFit, VramcalcError
 from vramcalc.inputs import catalog
 from vramcalc.inputs.release_dates import UNKNOWN
 from vramcalc.inputs.releases import BITSANDBYTES_CHECKED, PEFT_CHECKED, minor_release, release_of
+from vramcalc.inputs.settings import METHOD_CLASSES
 from vramcalc.memory.estimate import Estimate
 from vramcalc.memory.snapshots import snapshots
 from vramcalc.units import MIB
@@ -201,7 +202,7 @@ def _refuse(row: Row) -> None:
     """Go through what a row may have that no estimate can be made of, the most general first."""
     checks = (
         (row["stack"] in TRAINERS, f"stack {row['stack'] or 'unknown'}"),
-        (row["method"] in ("full", "lora", "qlora"), f"method {row['method']}"),
+        (row["method"] in METHOD_CLASSES, f"method {row['method']}"),
         (row["quant"] in ("none", "nf4", "fp4", ""), f"quantisation {row['quant']}"),
         (row["n_gpus"] == "1", "several GPUs"),
         (row["sharding"] in ("none", "") and row["offload"] in ("none", ""), "sharding or offload"),

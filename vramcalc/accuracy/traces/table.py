@@ -13,7 +13,8 @@ from vramcalc.errors import DataError, VramcalcError
 from vramcalc.inputs import catalog
 from vramcalc.inputs.job import Job
 from vramcalc.inputs.releases import minor_release
-from vramcalc.inputs.stack import FullFineTuning, LoRA, Method, QLoRA, Stack, TrainingSpec
+from vramcalc.inputs.settings import METHOD_CLASSES
+from vramcalc.inputs.stack import Method, Stack, TrainingSpec
 
 COLUMNS = (
     "trace_id",
@@ -33,7 +34,6 @@ COLUMNS = (
 MODELLED = ("torch", "transformers", "peft", "bitsandbytes")
 """Libraries whose version a recipe names."""
 
-_METHODS: dict[str, type[FullFineTuning] | type[LoRA]] = {"full": FullFineTuning, "lora": LoRA, "qlora": QLoRA}
 _T = TypeVar("_T")
 
 
@@ -169,7 +169,7 @@ def _object(text: str) -> dict[str, Any]:
 
 def _method(text: str) -> Method:
     fields = _object(text)
-    return _METHODS[fields.pop("kind")](**fields)
+    return METHOD_CLASSES[fields.pop("kind")](**fields)
 
 
 def _capability(text: str) -> tuple[int, int]:

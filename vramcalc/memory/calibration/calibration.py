@@ -277,7 +277,7 @@ def interval_around(
 
 def least_bytes(quantity: str, like: Likeness, unsplit_bytes: int, level: float) -> float:
     """What an interval has at least on either side: a segment, and the scatter of loading in 4-bit models. [B]"""
-    if quantity not in ("blocks", "snapshot") or like.regime[0] != "qlora":
+    if quantity not in ("blocks", "snapshot") or not (like.regime[0] == "qlora" or "quantization" in like.traits):
         return SEGMENT_BYTES
     return max(SEGMENT_BYTES, unsplit_bytes * math.log(1 - level) / math.log(1 - LEVEL))
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from vramcalc.inputs.base import Usual
 from vramcalc.inputs.job import Job
+from vramcalc.inputs.quantization import BitsAndBytes4bit
 from vramcalc.inputs.stack import Gpu, LoRA, Method, QLoRA, kbit_prepared
 from vramcalc.shadow.families.common.attention_kernel import attention_kernel
 
@@ -65,7 +66,7 @@ def likeness(job: Job, architecture: str | None) -> Likeness:
     plain = {name: value for name, value in _told(stack.model_dump()).items() if name not in _ELSEWHERE}
     if not isinstance(job.method, LoRA):
         del plain["adapter_dtype"]
-    if not isinstance(job.method, QLoRA):
+    if job.method.storage is None:
         del plain["prepare_model_for_kbit_training"]
     since = stack.release.since
     traits = {
@@ -104,8 +105,17 @@ def of_method(method: Method) -> dict[str, str]:
         value = getattr(method, name)
         marks = [mark for mark in field.metadata if isinstance(mark, Usual)]
         if name != "kind" and not any(mark.holds(value) for mark in marks):
-            told[name] = ", ".join(sorted(value)) if isinstance(value, frozenset) else str(value)
+            told[name] = _in_words(value)
     return told
+
+
+def _in_words(value: object) -> str:
+    match value:
+        case frozenset():
+            return ", ".join(sorted(value))
+        case BitsAndBytes4bit():
+            return value.bnb_4bit_quant_type
+    return str(value)
 
 
 def recipe_id(job: Job, gpu: Gpu | None) -> str:

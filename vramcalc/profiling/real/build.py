@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from vramcalc.inputs.stack import Method, ModelSpec, QLoRA, Stack, TrainingSpec
+from vramcalc.inputs.quantization import BitsAndBytes4bit
+from vramcalc.inputs.stack import Method, ModelSpec, Stack, TrainingSpec
 from vramcalc.profiling.real import fused_losses
 from vramcalc.profiling.real.libraries import attach, build_model, torch_dtype
 
@@ -34,8 +35,8 @@ def build(model: ModelSpec, method: Method, training: TrainingSpec, stack: Stack
     Raises:
         ImportError: a library of the recipe is not installed.
     """
-    if isinstance(method, QLoRA):
-        built = quantised_model(model, method, stack, device)
+    if method.storage is not None:
+        built = quantised_model(model, method.storage, stack, device)
     else:
         with torch.device(device):
             built = build_model(model, stack)
@@ -51,7 +52,7 @@ def _prepare_kbit(model: nn.Module) -> None:
     prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
 
 
-def quantised_model(model: ModelSpec, method: QLoRA, stack: Stack, device: str) -> nn.Module:
+def quantised_model(model: ModelSpec, storage: BitsAndBytes4bit, stack: Stack, device: str) -> nn.Module:
     """A model whose linear layers, but for the head, bitsandbytes has quantised one by one.
 
     References:
@@ -62,9 +63,9 @@ def quantised_model(model: ModelSpec, method: QLoRA, stack: Stack, device: str) 
 
     config = BitsAndBytesConfig(
         load_in_4bit=True,
-        bnb_4bit_quant_type=method.bnb_4bit_quant_type,
-        bnb_4bit_use_double_quant=method.bnb_4bit_use_double_quant,
-        bnb_4bit_compute_dtype=torch_dtype(method.bnb_4bit_compute_dtype),
+        bnb_4bit_quant_type=storage.bnb_4bit_quant_type,
+        bnb_4bit_use_double_quant=storage.bnb_4bit_use_double_quant,
+        bnb_4bit_compute_dtype=torch_dtype(storage.bnb_4bit_compute_dtype),
     )
     with torch.device("meta"):
         built = build_model(model, stack)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from vramcalc.errors import Unsupported
-from vramcalc.inputs.stack import FullFineTuning, LoRA, Method, ModelSpec, QLoRA, Stack, TrainingSpec, kbit_prepared
+from vramcalc.inputs.stack import FullFineTuning, LoRA, Method, ModelSpec, Stack, TrainingSpec, kbit_prepared
 from vramcalc.profiling.real.releases import dtype_argument
 
 _BNB_OPTIMIZERS = {
@@ -84,15 +84,7 @@ def lora_config(method: LoRA) -> Any:
     """PEFT's ``LoraConfig`` of a method spec."""
     from peft import LoraConfig
 
-    targets = method.target_modules
-    return LoraConfig(
-        r=method.rank,
-        lora_alpha=method.lora_alpha,
-        lora_dropout=method.lora_dropout,
-        target_modules=targets if isinstance(targets, str) else sorted(targets),
-        modules_to_save=sorted(method.modules_to_save) or None,
-        task_type="CAUSAL_LM",
-    )
+    return LoraConfig(**method.peft_fields, task_type="CAUSAL_LM")
 
 
 def attach(
@@ -130,7 +122,7 @@ def attach(
             model = adapt(model)
         elif isinstance(method, LoRA):
             model = _get_peft_model(model, method, stack)
-        if isinstance(method, QLoRA) and stack.casts_embeddings_to_bf16:
+        if method.storage is not None and stack.casts_embeddings_to_bf16:
             _cast_embeddings_to_bf16(model)
     if checkpointing != "none":
         model.gradient_checkpointing_enable(  # type: ignore[operator]

@@ -8,6 +8,7 @@ branches libraries take on ``device.type == "cuda"``.
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,7 +16,8 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from vramcalc.inputs.stack import QLoRA, Stack
+from vramcalc.inputs.quantization import BitsAndBytes4bit
+from vramcalc.inputs.stack import Stack
 from vramcalc.profiling.real import fused_losses, releases
 from vramcalc.profiling.trace import fake_routing
 from vramcalc.profiling.trace.fake_attention import DTYPE_NAMES, scaled_dot_product_attention
@@ -95,7 +97,7 @@ def take_literals(model: nn.Module) -> None:
                 module._buffers[name] = torch.zeros((), dtype=buffer.dtype)
 
 
-def quantize_linears(model: nn.Module, method: QLoRA) -> None:
+def quantize_linears(model: nn.Module, storage: BitsAndBytes4bit) -> None:
     """Replace linear layers, but for the head, by what transformers' bitsandbytes integration leaves behind.
 
     ``Params4bit`` cannot wrap a fake tensor, so a plain uint8 parameter carries the attributes that
@@ -104,8 +106,8 @@ def quantize_linears(model: nn.Module, method: QLoRA) -> None:
     import bitsandbytes as bnb
     import bitsandbytes.functional as bnb_functional
 
-    dtype = getattr(torch, method.bnb_4bit_compute_dtype)
-    double_quant = method.bnb_4bit_use_double_quant
+    dtype = getattr(torch, storage.bnb_4bit_compute_dtype)
+    double_quant = storage.bnb_4bit_use_double_quant
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is not nn.Linear or name == "lm_head":
@@ -114,13 +116,13 @@ def quantize_linears(model: nn.Module, method: QLoRA) -> None:
                 child.weight.data,
                 blocksize=64,
                 compress_statistics=double_quant,
-                quant_type=method.bnb_4bit_quant_type,
+                quant_type=storage.bnb_4bit_quant_type,
             )
             parameter: Any = nn.Parameter(packed, requires_grad=False)
             made: Any = bnb.nn.Linear4bit.__new__(bnb.nn.Linear4bit)
             nn.Module.__init__(made)
             parameter.quant_state, parameter.bnb_quantized = state, True
-            parameter.quant_type, parameter.blocksize = method.bnb_4bit_quant_type, 64
+            parameter.quant_type, parameter.blocksize = storage.bnb_4bit_quant_type, 64
             parameter.compress_statistics, parameter.quant_storage = double_quant, torch.uint8
             parameter.module = made
             made.in_features, made.out_features = child.in_features, child.out_features
@@ -190,6 +192,21 @@ def _apply(self: nn.Module, fn: Callable[[Any], Any], recurse: bool = True) -> n
     return self
 
 
+def _peft_replacements() -> list[tuple[Any, str, Any]]:
+    """Four-bit weights are told by their layer's state: PEFT asks for ``Params4bit``, which no fake tensor is."""
+    import bitsandbytes.functional as bnb_functional
+    from peft.utils import integrations
+
+    name, real = "dequantize_module_weight", integrations.dequantize_module_weight
+
+    def dequantised(module: Any) -> Any:
+        state = getattr(module, "quant_state", None)
+        return real(module) if state is None else bnb_functional.dequantize_4bit(module.weight.data, state)
+
+    peft = [module for where, module in list(sys.modules.items()) if where.startswith("peft.")]
+    return [(module, name, dequantised) for module in peft if vars(module).get(name) is real]
+
+
 def _bitsandbytes_replacements() -> list[tuple[Any, str, Any]]:
     """Paged states leave the device; update kernels, which allocate nothing, are not run."""
     import bitsandbytes.functional as bnb_functional
@@ -246,7 +263,9 @@ def cuda_choices(stack: Stack, compute_capability: tuple[int, int], *, padded: b
     if stack.attn_implementation == "flash_attention_2":
         flash = scaled_dot_product_attention("flash", compute_capability, stack.wheel)
         replacements += releases.flash_attention(flash)
-    replacements += _bitsandbytes_replacements() + fused_losses.replacements(stack, compute_capability)
+    replacements += (
+        _peft_replacements() + _bitsandbytes_replacements() + fused_losses.replacements(stack, compute_capability)
+    )
     with _replaced(replacements):
         yield
 

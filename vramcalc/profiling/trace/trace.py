@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from vramcalc.inputs.stack import Method, ModelSpec, QLoRA, Stack, TrainingSpec
+from vramcalc.inputs.stack import Method, ModelSpec, Stack, TrainingSpec
 from vramcalc.profiling.observed_phases import Watch
 from vramcalc.profiling.real import fused_losses
 from vramcalc.profiling.real.libraries import attach, build_model, build_optimizer
@@ -126,8 +126,8 @@ def trace(
     with _fake_cuda(recorder, stack, compute_capability, padded=training.padded):
         built = build_model(model, stack, layers=layers)
         fake_device.take_literals(built)
-        if isinstance(method, QLoRA):
-            fake_device.quantize_linears(built, method)
+        if method.storage is not None:
+            fake_device.quantize_linears(built, method.storage)
         fused_losses.install(built, stack)
         built = attach(built, method, training, stack, prepare_kbit=fake_device.prepare_kbit, adapt=adapt)
         gc.collect()

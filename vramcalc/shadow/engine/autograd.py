@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from weakref import ReferenceType, ref
 
 from vramcalc.shadow.engine.graph import Backward, Gradients, Leaf, Node, Parameter, reachable
 from vramcalc.shadow.engine.tape import Shape, Storage, Tape, Tensor
@@ -26,12 +27,13 @@ class _StopRecomputation(Exception):
 class Frame:
     """One region under non-reentrant checkpointing."""
 
-    __slots__ = ("autocast", "count", "recompute", "recovered", "seen")
+    __slots__ = ("autocast", "count", "holders", "recompute", "recovered", "seen")
 
     def __init__(self, recompute: Callable[[], object], autocast: str | None) -> None:
         self.recompute, self.autocast = recompute, autocast
         self.count = self.seen = 0
         self.recovered: dict[int, Tensor] | None = None
+        self.holders: list[ReferenceType[Node]] = []
 
 
 class Engine:
@@ -139,6 +141,7 @@ class Engine:
             node.frame = frame
             node.slots.extend(range(frame.count, frame.count + len(tensors)))
             frame.count += len(tensors)
+            frame.holders.extend([ref(node)] * len(tensors))
             return
         births = self.tape.births
         for t in tensors:
@@ -149,7 +152,11 @@ class Engine:
                 node.saved.append(kept)
                 continue
             assert frame.recovered is not None
-            frame.recovered[frame.seen] = kept
+            if frame.holders[frame.seen]() is None:
+                # Of a node that was dropped in the first pass: the one of this pass keeps it while it lives.
+                node.saved.append(kept)
+            else:
+                frame.recovered[frame.seen] = kept
             frame.seen += 1
             if frame.seen == frame.count:
                 raise _StopRecomputation

@@ -18,6 +18,7 @@ class Node:
     """One recorded operation."""
 
     __slots__ = (
+        "__weakref__",
         "backward",
         "dtypes",
         "edges",

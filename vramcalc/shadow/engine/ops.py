@@ -99,6 +99,12 @@ def mul(e: Engine, a: Tensor, b: Tensor) -> Tensor:
     return e.apply("mul", [a, b], shape, dtype, saved, backward, summed=summed)
 
 
+def div(e: Engine, a: Tensor, b: Tensor) -> Tensor:
+    """``a / b`` of equal shapes, where ``b`` needs no gradient."""
+    shape, dtype = a.shape, promote(a.dtype, b.dtype)
+    return e.apply("div", [a], shape, dtype, [b], lambda s, g: [e.new(shape, dtype, "div backward")])
+
+
 def silu(e: Engine, x: Tensor) -> Tensor:
     """``nn.functional.silu``."""
     return _activation(e, "silu", x)
@@ -128,8 +134,10 @@ def dropout(e: Engine, x: Tensor) -> Tensor:
 # -- products --------------------------------------------------------------------------------------------------------
 
 
-def cast_weight(e: Engine, parameter: Parameter) -> Tensor:
+def cast_weight(e: Engine, parameter: Parameter | Tensor) -> Tensor:
     """A weight as autocast's product sees it: a cast copy, kept while the context lasts if it trains in float32."""
+    if isinstance(parameter, Tensor):
+        return parameter if e.autocast is None else to(e, parameter, e.autocast)
     w = parameter.tensor
     if e.autocast is None or w.dtype == e.autocast:
         return w
@@ -141,7 +149,7 @@ def cast_weight(e: Engine, parameter: Parameter) -> Tensor:
     return cached
 
 
-def linear(e: Engine, x: Tensor, weight: Parameter, bias: Parameter | None = None) -> Tensor:
+def linear(e: Engine, x: Tensor, weight: Parameter | Tensor, bias: Parameter | None = None) -> Tensor:
     """``nn.functional.linear`` on ``(..., in)``; autocast casts its arguments from right to left."""
     b = cast_weight(e, bias) if bias is not None else None
     w = cast_weight(e, weight)
@@ -150,7 +158,7 @@ def linear(e: Engine, x: Tensor, weight: Parameter, bias: Parameter | None = Non
     x_shape, w_shape, dtype = x.shape, w.shape, x.dtype
     for_x, for_w, folds = x.node is not None, w.node is not None, len(x_shape) > 2
     inputs = [x, w] if b is None else [x, w, b]
-    owner, d_out = weight.name, w_shape[0]
+    owner, d_out = weight.name if isinstance(weight, Parameter) else e.tape.module, w_shape[0]
     saved = ([x] if for_w else []) + ([w] if for_x else [])
 
     def product(_saved: Saved, g: Tensor) -> Gradients:
@@ -226,7 +234,11 @@ def _rsqrt(e: Engine, x: Tensor) -> Tensor:
 
 def _scale(e: Engine, weight: Parameter, x: Tensor) -> Tensor:
     """``weight * x`` with a weight of the last dimension."""
-    w = weight.tensor
+    return mul_columns(e, weight.tensor, x)
+
+
+def mul_columns(e: Engine, w: Tensor, x: Tensor) -> Tensor:
+    """``w * x`` with a factor for each of the last dimension."""
     shape, dtype = x.shape, promote(w.dtype, x.dtype)
     for_w, for_x = w.node is not None, x.node is not None
 

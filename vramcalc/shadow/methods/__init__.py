@@ -1,23 +1,27 @@
-"""Methods of fine-tuning, one file each: how weights are stored, what trains, what wraps a layer."""
+"""Methods of fine-tuning, one file each: what trains, and what wraps a layer."""
 
 from __future__ import annotations
 
-from vramcalc.inputs.stack import FullFineTuning, LoRA, Method, QLoRA, Stack
+from vramcalc.errors import Unsupported
+from vramcalc.inputs.stack import Method, Stack
 from vramcalc.shadow.engine.autograd import Engine
 from vramcalc.shadow.engine.graph import Parameter
 from vramcalc.shadow.engine.modules import Factory, RMSNorm
 from vramcalc.shadow.engine.sizes import Size
 from vramcalc.shadow.families.llama import CausalLM
 from vramcalc.shadow.fused.fms_acceleration import FusedRMSNorm
-from vramcalc.shadow.methods import full, fused_lora, lora
+from vramcalc.shadow.methods import dora, full, fused_lora, lora
 from vramcalc.shadow.quantization.loading_4bit import Factory4bit
+
+METHODS = {spec: module.attach for module in (full, lora, dora) for spec in module.SPECS}
+"""What makes a loaded net ready to train, by the method's class: one that is built on another is not that other."""
 
 
 def factory(engine: Engine, method: Method, stack: Stack) -> Factory:
-    """What makes the leaves of a model under a method."""
+    """What makes the leaves of a model: how its weights are stored does not depend on what trains."""
     norm_class = RMSNorm if stack.fused_kernels == "none" else FusedRMSNorm
-    if isinstance(method, QLoRA):
-        return Factory4bit(engine, method, stack, norm_class)
+    if method.storage is not None:
+        return Factory4bit(engine, method.storage, stack, norm_class)
     return Factory(engine, stack.dtype, norm_class)
 
 
@@ -29,14 +33,17 @@ def attach(net: CausalLM, method: Method, stack: Stack, rank: Size | None) -> No
         method: what trains.
         stack: the recipe.
         rank: a symbol in place of the method's own rank.
+
+    Raises:
+        Unsupported: nobody has written what this method makes of a layer.
     """
-    match method:
-        case FullFineTuning():
-            full.attach(net)
-        case LoRA():
-            lora.attach(net, method, stack, method.rank if rank is None else rank)
-            if stack.fused_kernels != "none":
-                fused_lora.install(net)
+    found = METHODS.get(type(method))
+    if found is None:
+        known = ", ".join(sorted(spec.model_fields["kind"].default for spec in METHODS))
+        raise Unsupported(f"method {method.kind!r} is not modelled; those that are: {known}")
+    found(net, method, stack, rank)
+    if stack.fused_kernels != "none":
+        fused_lora.install(net)
 
 
 def without_gradient(net: CausalLM) -> set[Parameter]:

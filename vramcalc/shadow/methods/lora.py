@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from vramcalc.errors import InvalidValue
-from vramcalc.inputs.stack import LoRA, Stack
+from vramcalc.inputs.stack import LoRA, QLoRA, Stack
 from vramcalc.inputs.targets import adapter_dtype, copy_dtype, is_target
 from vramcalc.shadow.engine import ops
 from vramcalc.shadow.engine.graph import Parameter
@@ -13,8 +15,17 @@ from vramcalc.shadow.engine.tape import Storage, Tensor
 from vramcalc.shadow.families.llama import CausalLM
 from vramcalc.shadow.quantization.bitsandbytes import Linear4bit
 
+SPECS = (LoRA, QLoRA)
+Wrap = Callable[[Module, LoRA, Size, Stack], "Module | None"]
+"""An adapter around a module, None around one that takes none."""
 
-def attach(net: CausalLM, method: LoRA, stack: Stack, rank: Size) -> None:
+
+def attach(net: CausalLM, method: LoRA, stack: Stack, rank: Size | None) -> None:
+    """LoRA's adapters."""
+    attach_adapters(net, method, stack, rank, wrap)
+
+
+def attach_adapters(net: CausalLM, method: LoRA, stack: Stack, rank: Size | None, wrap: Wrap) -> None:
     """Wrap targets with adapters and copy ``modules_to_save``; everything else is frozen.
 
     Raises:
@@ -25,7 +36,15 @@ def attach(net: CausalLM, method: LoRA, stack: Stack, rank: Size) -> None:
     for parent, attribute, module in list(net.modules()):
         if is_target(method, module.name):
             tape.at(module.layer)
-            setattr(parent, attribute, _wrap(module, method, stack, rank))
+            wrapped = wrap(module, method, method.rank if rank is None else rank, stack)
+            if wrapped is None:
+                raise InvalidValue(
+                    "target_modules",
+                    module.name,
+                    "linear layers or the embedding",
+                    "PEFT supports no other module here",
+                )
+            setattr(parent, attribute, wrapped)
             found = True
     tape.at(None)
     if not found:
@@ -38,7 +57,8 @@ def attach(net: CausalLM, method: LoRA, stack: Stack, rank: Size) -> None:
     _save_modules(net, method, stack)
 
 
-def _wrap(module: Module, method: LoRA, stack: Stack, rank: Size) -> Module:
+def wrap(module: Module, method: LoRA, rank: Size, stack: Stack) -> Module | None:
+    """LoRA's adapter around a module."""
     match module:
         case Linear() | TiedHead():
             return LoraLinear(module, module.d_in, module.d_out, method, rank, stack)
@@ -46,10 +66,7 @@ def _wrap(module: Module, method: LoRA, stack: Stack, rank: Size) -> Module:
             return LoraLinear4bit(module, module.d_in, module.d_out, method, rank, stack)
         case Embedding():
             return LoraEmbedding(module, method, rank, stack)
-        case _:
-            raise InvalidValue(
-                "target_modules", module.name, "linear layers or the embedding", "PEFT supports no other module here"
-            )
+    return None
 
 
 def _save_modules(net: CausalLM, method: LoRA, stack: Stack) -> None:

@@ -84,6 +84,15 @@ class Linear4bit(Module):
             bias.tensor = Tensor(Storage(e.tape, shape, dtype, "bias", "parameter"), shape, dtype)
         return ops.to(e, self._product(x), input_dtype)
 
+    def dequantised(self) -> Tensor:
+        """``bitsandbytes.functional.dequantize_4bit`` of the weight."""
+        e, packed = self.engine, self.packed
+        blocks = packed.d_out * packed.d_in // BLOCK
+        scales = e.new((blocks,), "float32", "dequantised scales") if packed.nested else None
+        w = e.new((packed.d_out, packed.d_in), packed.dtype, "dequantised weight")
+        del scales
+        return w
+
     def _product(self, x: Tensor) -> Tensor:
         e, dtype, packed = self.engine, self.compute_dtype, self.packed
         shape, n = x.shape, packed.d_out * packed.d_in

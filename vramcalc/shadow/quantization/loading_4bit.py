@@ -1,8 +1,9 @@
-"""QLoRA: linear layers inside the decoder stored by bitsandbytes in four bits, LoRA over them."""
+"""Linear layers inside the decoder stored by bitsandbytes in four bits."""
 
 from __future__ import annotations
 
-from vramcalc.inputs.stack import QLoRA, Stack
+from vramcalc.inputs.quantization import BitsAndBytes4bit
+from vramcalc.inputs.stack import Stack
 from vramcalc.shadow.engine.autograd import Engine
 from vramcalc.shadow.engine.modules import Embedding, Factory, Linear, Module, RMSNorm
 from vramcalc.shadow.quantization.bitsandbytes import Linear4bit
@@ -15,9 +16,11 @@ class Factory4bit(Factory):
     ``prepare_model_for_kbit_training``; TRL may then cast the head and the embedding to bfloat16.
     """
 
-    def __init__(self, engine: Engine, method: QLoRA, stack: Stack, norm_class: type[RMSNorm] = RMSNorm) -> None:
+    def __init__(
+        self, engine: Engine, storage: BitsAndBytes4bit, stack: Stack, norm_class: type[RMSNorm] = RMSNorm
+    ) -> None:
         super().__init__(engine, "float32" if stack.prepare_model_for_kbit_training else stack.dtype, norm_class)
-        self.method, self.loaded_dtype = method, stack.dtype
+        self.storage, self.loaded_dtype = storage, stack.dtype
         self.ends_dtype = "bfloat16" if stack.casts_embeddings_to_bf16 else self.dtype
 
     def head(self, name: str, d_in: int, d_out: int) -> Module:
@@ -37,6 +40,6 @@ class Factory4bit(Factory):
             d_out,
             dtype=self.loaded_dtype,
             bias_dtype=self.dtype if bias else None,
-            compute_dtype=self.method.bnb_4bit_compute_dtype,
-            double_quant=self.method.bnb_4bit_use_double_quant,
+            compute_dtype=self.storage.bnb_4bit_compute_dtype,
+            double_quant=self.storage.bnb_4bit_use_double_quant,
         )

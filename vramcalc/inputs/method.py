@@ -1,0 +1,165 @@
+"""What trains, one class per method; fields as in PEFT's configuration of it.
+
+A field tells jobs apart, see :mod:`vramcalc.memory.calibration.similarity`, unless it is marked as one that moves no
+memory, or for the values that measured runs have.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
+
+from vramcalc.inputs import patterns
+from vramcalc.inputs.base import MOVES_NO_MEMORY, Dtype, PositiveCount, Spec, Usual
+from vramcalc.inputs.quantization import BitsAndBytes4bit, Quantization
+
+
+def _names(value: object) -> object:
+    try:
+        return frozenset(value) if isinstance(value, (list, tuple, set)) else value
+    except TypeError:  # lists in lists, which no check behind this one takes for names
+        return value
+
+
+Pattern = Annotated[str, AfterValidator(patterns.check)]
+SavedPattern = Annotated[str, AfterValidator(patterns.check_saved)]
+_sorted = PlainSerializer(sorted, return_type=list[str])
+ModuleNames = Annotated[frozenset[str], BeforeValidator(_names), _sorted]
+
+
+MEASURED_RANK = 32
+"""Largest rank of adapters in measured runs of known releases."""
+
+
+def _inside_layers(targets: str | frozenset[str]) -> bool:
+    """Whether adapters are on layers that measured runs adapt: linear ones inside the decoder."""
+    names = (targets,) if isinstance(targets, str) else targets
+    return not any(end in name for name in names for end in ("embed_tokens", "lm_head"))
+
+
+def stored(storage: BitsAndBytes4bit | None) -> str:
+    """``"NF4 double-quantised"``."""
+    if storage is None:
+        return "unquantised"
+    return f"{storage.bnb_4bit_quant_type.upper()}{' double-quantised' if storage.bnb_4bit_use_double_quant else ''}"
+
+
+class FullFineTuning(Spec):
+    """Every parameter trains."""
+
+    kind: Literal["full"] = "full"
+
+    @property
+    def storage(self) -> BitsAndBytes4bit | None:
+        """None: what trains is stored as it is."""
+        return None
+
+    def over_four_bits(self) -> QLoRA:
+        """The method nearest to this one over a base model stored in NF4."""
+        return QLoRA()
+
+    def told(self) -> str:
+        """``"full fine-tuning"``."""
+        return "full fine-tuning"
+
+
+class LoRA(Spec):
+    """Low-rank adapters beside frozen layers; fields as in PEFT's ``LoraConfig``."""
+
+    kind: Literal["lora"] = "lora"
+    rank: Annotated[PositiveCount, Usual(lambda rank: rank <= MEASURED_RANK)] = 16
+    """Inner width of every adapter pair (``r`` in PEFT)."""
+    lora_alpha: Annotated[float, Field(gt=0), MOVES_NO_MEMORY] = 32.0
+    """Scale of the update; it does not change memory."""
+    lora_dropout: Annotated[float, Field(ge=0, lt=1), Usual(lambda _: True)] = 0.0
+    target_modules: Annotated[Pattern | ModuleNames, Usual(_inside_layers)] = "all-linear"
+    """Suffixes of module names, a regular expression on the whole name when a string, or ``all-linear``."""
+    modules_to_save: Annotated[
+        frozenset[SavedPattern], BeforeValidator(_names), _sorted, Usual(lambda names: not names)
+    ] = frozenset()
+    """Modules copied and trained in full."""
+
+    @property
+    def storage(self) -> BitsAndBytes4bit | None:
+        """How the base model is stored, None as it is loaded."""
+        return None
+
+    @property
+    def peft_fields(self) -> dict[str, Any]:
+        """Arguments of PEFT's ``LoraConfig``."""
+        targets = self.target_modules
+        return {
+            "r": self.rank,
+            "lora_alpha": self.lora_alpha,
+            "lora_dropout": self.lora_dropout,
+            "target_modules": targets if isinstance(targets, str) else sorted(targets),
+            "modules_to_save": sorted(self.modules_to_save) or None,
+        }
+
+    def over_four_bits(self) -> LoRA:
+        """The same over a base model stored in NF4."""
+        return QLoRA(**{name: getattr(self, name) for name in LoRA.model_fields if name != "kind"})
+
+    def told(self) -> str:
+        """``"LoRA r=16 on all-linear"``."""
+        return f"LoRA {self._adapters()}"
+
+    def _adapters(self) -> str:
+        targets = self.target_modules
+        extra = f", dropout {self.lora_dropout:g}" if self.lora_dropout else ""
+        saved = f", saving {', '.join(sorted(self.modules_to_save))}" if self.modules_to_save else ""
+        return f"r={self.rank} on {targets if isinstance(targets, str) else ', '.join(sorted(targets))}{extra}{saved}"
+
+
+class QLoRA(LoRA):
+    """LoRA over linear layers stored by bitsandbytes in four bits; fields as in ``BitsAndBytesConfig``."""
+
+    kind: Literal["qlora"] = "qlora"  # type: ignore[assignment]
+    bnb_4bit_quant_type: Annotated[Literal["nf4", "fp4"], Usual(lambda _: True)] = "nf4"
+    """Code of the bits; jobs are told apart by it as by their method."""
+    bnb_4bit_use_double_quant: Annotated[bool, Usual(lambda _: True)] = True
+    bnb_4bit_compute_dtype: Annotated[Dtype, Usual(lambda dtype: dtype != "float32")] = "bfloat16"
+
+    @property
+    def storage(self) -> BitsAndBytes4bit | None:
+        """Four bits."""
+        return BitsAndBytes4bit(**{name: getattr(self, name) for name in BitsAndBytes4bit.model_fields})
+
+    def told(self) -> str:
+        """``"QLoRA NF4 double-quantised r=16 on all-linear"``."""
+        return f"QLoRA {stored(self.storage)} {self._adapters()}"
+
+
+class DoRA(LoRA):
+    """LoRA whose direction and magnitude train apart: PEFT's ``LoraConfig(use_dora=True)``.
+
+    References:
+        Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation", ICML 2024. arXiv:2402.09353
+    """
+
+    kind: Literal["dora"] = "dora"  # type: ignore[assignment]
+    quantization: Annotated[Quantization, Usual(lambda storage: storage is None)] = None
+    """How the base model is stored: ``nf4``, ``fp4``, or a spec."""
+
+    @property
+    def storage(self) -> BitsAndBytes4bit | None:
+        """That of ``quantization``."""
+        return self.quantization
+
+    @property
+    def peft_fields(self) -> dict[str, Any]:
+        """As LoRA's, with ``use_dora``."""
+        return {**super().peft_fields, "use_dora": True}
+
+    def over_four_bits(self) -> LoRA:
+        """The same over a base model stored in NF4."""
+        return self.replace(quantization="nf4")
+
+    def told(self) -> str:
+        """``"DoRA r=16 on all-linear"``."""
+        over = f"over {stored(self.storage)} " if self.storage else ""
+        return f"DoRA {over}{self._adapters()}"
+
+
+Method = FullFineTuning | LoRA | QLoRA | DoRA
