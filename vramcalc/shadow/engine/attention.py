@@ -8,7 +8,7 @@ from __future__ import annotations
 from vramcalc.shadow.engine import kernels, ops
 from vramcalc.shadow.engine.autograd import Engine
 from vramcalc.shadow.engine.graph import Backward, Gradients
-from vramcalc.shadow.engine.heads import repeat_interleave, repeat_kv
+from vramcalc.shadow.engine.heads import pad_width, repeat_interleave, repeat_kv
 from vramcalc.shadow.engine.ops import Saved, in_kernel
 from vramcalc.shadow.engine.sizes import Size, ceil_to, product
 from vramcalc.shadow.engine.tape import ITEMSIZE, Shape, Storage, Tensor
@@ -20,15 +20,9 @@ def flash(e: Engine, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     extra = -width % 8
     if not extra:
         return _flash(e, q, k, v)
-    y = _flash(e, _pad_width(e, q, extra), _pad_width(e, k, extra), _pad_width(e, v, extra), padded_from=q.shape)
+    y = _flash(e, pad_width(e, q, extra), pad_width(e, k, extra), pad_width(e, v, extra), padded_from=q.shape)
     shape, padded, dtype = q.shape, y.shape, q.dtype
     return ops.clone(e, e.view("slice", y, shape, lambda s, g: [e.new(padded, dtype, "slice backward")]))
-
-
-def _pad_width(e: Engine, x: Tensor, extra: int) -> Tensor:
-    shape, dtype = x.shape, x.dtype
-    wider = (*shape[:-1], int(shape[-1]) + extra)
-    return e.apply("pad", [x], wider, dtype, (), lambda s, g: [e.new(shape, dtype, "pad backward")])
 
 
 def _flash(e: Engine, q: Tensor, k: Tensor, v: Tensor, *, padded_from: Shape | None = None) -> Tensor:

@@ -22,3 +22,10 @@ def repeat_interleave(e: Engine, x: Tensor, heads: int) -> Tensor:
     return e.apply(
         "repeat_kv", [x], (batch, heads, seq, width), dtype, (), lambda s, g: [e.new(small, dtype, "sum over heads")]
     )
+
+
+def pad_width(e: Engine, x: Tensor, extra: int) -> Tensor:
+    """Heads made wider by zeros."""
+    shape, dtype = x.shape, x.dtype
+    wider = (*shape[:-1], int(shape[-1]) + extra)
+    return e.apply("pad", [x], wider, dtype, (), lambda s, g: [e.new(shape, dtype, "pad backward")])

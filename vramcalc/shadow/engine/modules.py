@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from vramcalc.shadow.engine import ops
+from vramcalc.shadow.engine import norms, ops
 from vramcalc.shadow.engine.autograd import Engine
 from vramcalc.shadow.engine.graph import Parameter
 from vramcalc.shadow.engine.sizes import Size
@@ -93,7 +93,7 @@ class RMSNorm(Module):
 
     def forward(self, *args: Tensor) -> Tensor:
         """Normalise the last dimension."""
-        return ops.rms_norm(self.engine, args[0], self.weight)
+        return norms.rms_norm(self.engine, args[0], self.weight)
 
 
 class Embedding(Module):

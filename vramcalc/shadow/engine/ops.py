@@ -99,6 +99,20 @@ def mul(e: Engine, a: Tensor, b: Tensor) -> Tensor:
     return e.apply("mul", [a, b], shape, dtype, saved, backward, summed=summed)
 
 
+def mul_columns(e: Engine, w: Tensor, x: Tensor) -> Tensor:
+    """``w * x`` with a factor for each of the last dimension."""
+    shape, dtype = x.shape, promote(w.dtype, x.dtype)
+    for_w, for_x = w.node is not None, x.node is not None
+
+    def backward(_saved: Saved, g: Tensor) -> Gradients:
+        grad_x = e.new(shape, dtype, "mul backward") if for_x else None
+        grad_w = e.new(shape, dtype, "mul backward") if for_w else None
+        return [grad_w, grad_x]
+
+    saved = ([x] if for_w else []) + ([w] if for_x else [])
+    return e.apply("mul", [w, x], shape, dtype, saved, backward, summed={0: w.shape})
+
+
 def div(e: Engine, a: Tensor, b: Tensor) -> Tensor:
     """``a / b`` of equal shapes, where ``b`` needs no gradient."""
     shape, dtype = a.shape, promote(a.dtype, b.dtype)
@@ -177,78 +191,7 @@ def linear(e: Engine, x: Tensor, weight: Parameter | Tensor, bias: Parameter | N
     return y
 
 
-# -- normalisation ---------------------------------------------------------------------------------------------------
-
-
-def rms_norm(e: Engine, x: Tensor, weight: Parameter) -> Tensor:
-    """``LlamaRMSNorm.forward``; its variables die in the order of the source."""
-    input_dtype = x.dtype
-    hidden_states = to(e, x, "float32")
-    variance = _mean(e, _square(e, hidden_states))
-    hidden_states = mul(e, hidden_states, _rsqrt(e, add_constant(e, variance)))
-    return _scale(e, weight, to(e, hidden_states, input_dtype))
-
-
-def rms_norm_centered(e: Engine, x: Tensor, weight: Parameter) -> Tensor:
-    """``Gemma2RMSNorm.forward``: times one plus the weight, all of it in float32."""
-    input_dtype = x.dtype
-    output = _normalised(e, to(e, x, "float32"))
-    output = mul(e, output, add_constant(e, to(e, weight.tensor, "float32")))
-    return to(e, output, input_dtype)
-
-
-def _normalised(e: Engine, x: Tensor) -> Tensor:
-    return mul(e, x, _rsqrt(e, add_constant(e, _mean(e, _square(e, x)))))
-
-
-def _square(e: Engine, x: Tensor) -> Tensor:
-    shape, dtype = x.shape, x.dtype
-
-    def backward(_saved: Saved, g: Tensor) -> Gradients:
-        power = e.new(shape, dtype, "pow")
-        doubled = e.new(shape, dtype, "mul")
-        result = e.new(shape, dtype, "pow backward")
-        del doubled, power
-        return [result]
-
-    return e.apply("pow", [x], shape, dtype, [x], backward)
-
-
-def _mean(e: Engine, x: Tensor) -> Tensor:
-    shape, dtype = x.shape, x.dtype
-    return e.apply("mean", [x], (*shape[:-1], 1), dtype, (), lambda s, g: [e.new(shape, dtype, "mean backward")])
-
-
-def _rsqrt(e: Engine, x: Tensor) -> Tensor:
-    shape, dtype = x.shape, x.dtype
-
-    def backward(_saved: Saved, g: Tensor) -> Gradients:
-        cube = e.new(shape, dtype, "pow")
-        scaled = e.new(shape, dtype, "mul")
-        result = e.new(shape, dtype, "rsqrt backward")
-        del scaled, cube
-        return [result]
-
-    return e.apply("rsqrt", [x], shape, dtype, (), backward, saves_result=True)
-
-
-def _scale(e: Engine, weight: Parameter, x: Tensor) -> Tensor:
-    """``weight * x`` with a weight of the last dimension."""
-    return mul_columns(e, weight.tensor, x)
-
-
-def mul_columns(e: Engine, w: Tensor, x: Tensor) -> Tensor:
-    """``w * x`` with a factor for each of the last dimension."""
-    shape, dtype = x.shape, promote(w.dtype, x.dtype)
-    for_w, for_x = w.node is not None, x.node is not None
-
-    def backward(_saved: Saved, g: Tensor) -> Gradients:
-        grad_x = e.new(shape, dtype, "mul backward") if for_x else None
-        grad_w = e.new(shape, dtype, "mul backward") if for_w else None
-        return [grad_w, grad_x]
-
-    saved = ([x] if for_w else []) + ([w] if for_x else [])
-    return e.apply("mul", [w, x], shape, dtype, saved, backward, summed={0: w.shape})
+# -- heads and positions ---------------------------------------------------------------------------------------------
 
 
 def reshape(e: Engine, x: Tensor, shape: Shape) -> Tensor:
@@ -259,9 +202,6 @@ def reshape(e: Engine, x: Tensor, shape: Shape) -> Tensor:
         return [Tensor(g.storage, x_shape, g.dtype, None, True)]
 
     return e.view("view", x, shape, backward)
-
-
-# -- heads and positions ---------------------------------------------------------------------------------------------
 
 
 def split_heads(e: Engine, x: Tensor, heads: int, head_dim: int, *, head_major_grad: bool) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from vramcalc.inputs.stack import ModelSpec
-from vramcalc.shadow.engine import modules, ops
+from vramcalc.shadow.engine import modules, norms, ops
 from vramcalc.shadow.engine.modules import Factory, Module
 from vramcalc.shadow.engine.tape import Storage, Tensor
 from vramcalc.shadow.families import llama
@@ -20,7 +20,7 @@ class RMSNorm(modules.RMSNorm):
 
     def forward(self, *args: Tensor) -> Tensor:
         """Normalise the last dimension, times one plus the weight."""
-        return ops.rms_norm_centered(self.engine, args[0], self.weight)
+        return norms.rms_norm_centered(self.engine, args[0], self.weight)
 
 
 class TextScaledWordEmbedding(modules.Embedding):

@@ -11,15 +11,12 @@ from functools import partial
 
 from vramcalc.inputs.stack import ModelSpec
 from vramcalc.shadow.engine import attention, heads, ops
-from vramcalc.shadow.engine.autograd import Engine
-from vramcalc.shadow.engine.graph import Leaf
 from vramcalc.shadow.engine.modules import Embedding, Factory, Module, RMSNorm, TiedHead
-from vramcalc.shadow.engine.sizes import Size
 from vramcalc.shadow.engine.tape import Storage, Tensor
 from vramcalc.shadow.families.common.attention_kernel import attention_kernel
-from vramcalc.shadow.families.common.context import Cache, Context, Shared
+from vramcalc.shadow.families.common.context import Cache, Context, Shared, require_grad
 from vramcalc.shadow.families.common.masks import causal_mask
-from vramcalc.shadow.families.common.rotary import rotary_embedding, rotary_pair
+from vramcalc.shadow.families.common.rotary import positions, rotary_embedding, rotary_pair
 from vramcalc.shadow.fused import fms_acceleration
 
 
@@ -280,10 +277,10 @@ class CausalLM(Module):
         batch, seq = ids.shape
         inputs_embeds = self.embed_tokens(ids)
         if context.require_input_grads:
-            _require_grad(inputs_embeds)
+            require_grad(inputs_embeds)
         tape.module = "model"
         inputs_embeds = self.embedded(inputs_embeds)
-        position_ids = _position_ids(e, seq)
+        position_ids = positions(e, seq)
         mask = partial(
             causal_mask,
             e,
@@ -313,17 +310,3 @@ class CausalLM(Module):
 
 def _bind(layer: DecoderLayer, shared: Shared) -> Callable[[Tensor], Tensor]:
     return lambda x: layer.run(x, shared)
-
-
-def _require_grad(x: Tensor) -> None:
-    """``enable_input_require_grads``: the embedding's output becomes a leaf; the graph then holds it to the end."""
-    if x.node is None:
-        x.node = Leaf()
-        x.node.keep = x.storage
-
-
-def _position_ids(e: Engine, seq: Size) -> Tensor:
-    arange = e.new((seq,), "int64", "arange")
-    position_ids = e.new((1, seq), "int64", "position ids")
-    del arange
-    return position_ids

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from vramcalc.inputs.stack import Stack
 from vramcalc.shadow.engine import ops
 from vramcalc.shadow.engine.autograd import Engine
+from vramcalc.shadow.engine.graph import Leaf
 from vramcalc.shadow.engine.tape import Tensor
 
 
@@ -55,3 +56,10 @@ class Context:
     padded: bool
     require_input_grads: bool
     """The embedding's output is made to require a gradient, for checkpointing over frozen embeddings."""
+
+
+def require_grad(x: Tensor) -> None:
+    """``enable_inputrequire_grads``: the embedding's output becomes a leaf; the graph then holds it to the end."""
+    if x.node is None:
+        x.node = Leaf()
+        x.node.keep = x.storage

@@ -59,3 +59,11 @@ def rotary_embedding(e: Engine, seq: Size, head_dim: int, dtype: str, *, scales:
     del freqs, emb, cos, sin
     tape.module = outer
     return result
+
+
+def positions(e: Engine, seq: Size) -> Tensor:
+    """``position_ids``, the same for every sequence."""
+    arange = e.new((seq,), "int64", "arange")
+    position_ids = e.new((1, seq), "int64", "position ids")
+    del arange
+    return position_ids

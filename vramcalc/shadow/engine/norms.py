@@ -1,0 +1,66 @@
+"""Root mean square norms as transformers writes them out, operator by operator."""
+
+from __future__ import annotations
+
+from vramcalc.shadow.engine import ops
+from vramcalc.shadow.engine.autograd import Engine
+from vramcalc.shadow.engine.graph import Gradients, Parameter
+from vramcalc.shadow.engine.ops import Saved
+from vramcalc.shadow.engine.tape import Tensor
+
+
+def rms_norm(e: Engine, x: Tensor, weight: Parameter) -> Tensor:
+    """``LlamaRMSNorm.forward``; its variables die in the order of the source."""
+    input_dtype = x.dtype
+    hidden_states = ops.to(e, x, "float32")
+    variance = _mean(e, _square(e, hidden_states))
+    hidden_states = ops.mul(e, hidden_states, _rsqrt(e, ops.add_constant(e, variance)))
+    return _scale(e, weight, ops.to(e, hidden_states, input_dtype))
+
+
+def rms_norm_centered(e: Engine, x: Tensor, weight: Parameter) -> Tensor:
+    """``Gemma2RMSNorm.forward``: times one plus the weight, all of it in float32."""
+    input_dtype = x.dtype
+    output = _normalised(e, ops.to(e, x, "float32"))
+    output = ops.mul(e, output, ops.add_constant(e, ops.to(e, weight.tensor, "float32")))
+    return ops.to(e, output, input_dtype)
+
+
+def _normalised(e: Engine, x: Tensor) -> Tensor:
+    return ops.mul(e, x, _rsqrt(e, ops.add_constant(e, _mean(e, _square(e, x)))))
+
+
+def _square(e: Engine, x: Tensor) -> Tensor:
+    shape, dtype = x.shape, x.dtype
+
+    def backward(_saved: Saved, g: Tensor) -> Gradients:
+        power = e.new(shape, dtype, "pow")
+        doubled = e.new(shape, dtype, "mul")
+        result = e.new(shape, dtype, "pow backward")
+        del doubled, power
+        return [result]
+
+    return e.apply("pow", [x], shape, dtype, [x], backward)
+
+
+def _mean(e: Engine, x: Tensor) -> Tensor:
+    shape, dtype = x.shape, x.dtype
+    return e.apply("mean", [x], (*shape[:-1], 1), dtype, (), lambda s, g: [e.new(shape, dtype, "mean backward")])
+
+
+def _rsqrt(e: Engine, x: Tensor) -> Tensor:
+    shape, dtype = x.shape, x.dtype
+
+    def backward(_saved: Saved, g: Tensor) -> Gradients:
+        cube = e.new(shape, dtype, "pow")
+        scaled = e.new(shape, dtype, "mul")
+        result = e.new(shape, dtype, "rsqrt backward")
+        del scaled, cube
+        return [result]
+
+    return e.apply("rsqrt", [x], shape, dtype, (), backward, saves_result=True)
+
+
+def _scale(e: Engine, weight: Parameter, x: Tensor) -> Tensor:
+    """``weight * x`` with a weight of the last dimension."""
+    return ops.mul_columns(e, weight.tensor, x)
