@@ -15,6 +15,7 @@ from configs import CONFIGS
 from torch.optim import optimizer
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config
 
+from vramcalc.errors import Unsupported
 from vramcalc.inputs.hf_config import to_spec
 from vramcalc.inputs.stack import Stack, TrainingSpec
 from vramcalc.memory.estimate import make_job
@@ -117,6 +118,8 @@ ADAPTERS: dict[str, Callable[[], peft.PeftConfig]] = {
     "ia3": lambda: peft.IA3Config(task_type="CAUSAL_LM"),
     "prefix": lambda: peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=10),
     "prompt": lambda: peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=10),
+    "loha": lambda: peft.LoHaConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj"]),
+    "lokr": lambda: peft.LoKrConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj"]),
     "dora": lambda: peft.LoraConfig(task_type="CAUSAL_LM", use_dora=True, target_modules=["q_proj"]),
 }
 
@@ -131,6 +134,16 @@ def test_a_peft_method_that_no_estimate_knows(adapter: str) -> None:
     expected = sorted(p.numel() * p.element_size() for p in trained for _ in ("mean", "square"))
     assert sorted(n for n in labelled(found, "optimizer") if n > 4) == expected
     assert found.peak()[0] < trace_custom(llama, Step()).peak()[0]
+
+
+def test_a_question_about_values_is_refused_by_name() -> None:
+    def step(model: torch.nn.Module) -> None:
+        loss = model(input_ids=(ids := torch.zeros(1, 16, dtype=torch.long)), labels=ids).loss
+        if loss > 3:
+            loss.backward()
+
+    with pytest.raises(Unsupported, match=r"asks in step phase .* a trace has no values"):
+        trace_custom(gpt2, step)
 
 
 def test_phases_follow_the_loop() -> None:

@@ -157,6 +157,15 @@ def _dropout(x: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bo
     return y
 
 
+def _rand(real: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """A single random number, by which LyCORIS's adapters decide whether they run, is one half; they do run."""
+
+    def rand(*size: Any, **more: Any) -> torch.Tensor:
+        return torch.tensor([0.5]) if size in ((1,), ((1,),)) and not more else real(*size, **more)
+
+    return rand
+
+
 def _softmax(x: torch.Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Any:
     """On CUDA, float16 scores become float32 inside the kernel."""
     if dtype == torch.float32 and x.dtype == torch.float16:
@@ -250,6 +259,7 @@ def cuda_choices(stack: Stack, compute_capability: tuple[int, int], *, padded: b
         *fake_routing.replacements(),
         (nn.functional, "dropout", _dropout),
         (nn.functional, "softmax", _softmax),
+        (torch, "rand", _rand(torch.rand)),
         (nn.functional, "cross_entropy", _cross_entropy(nn.functional.cross_entropy)),
         # PEFT asks about CUDA's autocast, which is what is_autocast_enabled() without a device means.
         (torch, "is_autocast_enabled", lambda _device="cpu": autocast_enabled("cpu")),

@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+from vramcalc.errors import Unsupported
 from vramcalc.units import round_up
 
 _ADD = torch.ops.aten.add.Tensor
@@ -179,6 +180,19 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.free(positions)
         return x
 
+    def _any_value(self, t: torch.Tensor) -> float:
+        """A number where one is asked for: no size depends on which.
+
+        Raises:
+            Unsupported: a yes or no, on which what runs next depends.
+        """
+        if t.dtype == torch.bool:
+            raise Unsupported(
+                f"{self.modules[-1] or 'the program'} asks in step phase {self.phase!r} whether values of a tensor are "
+                "so or otherwise; a trace has no values, so what runs then is not known"
+            )
+        return 1.0 if t.is_floating_point() else 1
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is _ADD and not kwargs and self._accumulates_in_place(args):
@@ -190,9 +204,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             try:
                 return func(*args)
             except DataDependentOutputException:
-                # No size depends on the value, so any one will do.
-                t = args[0]
-                return False if t.dtype == torch.bool else 1.0 if t.is_floating_point() else 1
+                return self._any_value(args[0])
         selected = self._select(func, args)
         if selected is not None:
             return selected
