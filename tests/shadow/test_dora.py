@@ -13,7 +13,7 @@ from peft import LoraConfig, get_peft_model
 from small import TINY, tiny
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from vramcalc import DoRA, LoRA, QLoRA, estimate, fit, step_time
+from vramcalc import DoRA, LoRA, QLoRA, estimate, fit
 from vramcalc.accuracy.memory.measurements import predict, read_measurements
 from vramcalc.accuracy.traces.table import read_traces
 from vramcalc.errors import InvalidValue, Unsupported
@@ -144,11 +144,9 @@ def test_what_does_not_go_together_is_refused(
         estimate(TINY, method, seq_len=64, **settings)
 
 
-def test_it_has_no_time_and_no_neighbours_interval() -> None:
+def test_it_has_no_neighbours_interval() -> None:
     found = tiny("dora", optim="adamw_torch")
     assert "method dora" in found.unchecked
-    with pytest.raises(Unsupported, match="'dora' is not counted"):
-        step_time(found, "a100-sxm-80")
 
 
 def test_the_way_out_is_the_same_method_over_four_bits() -> None:

@@ -61,10 +61,10 @@ def test_settings_of_a_method_are_told_unless_runs_have_them(settings: dict[str,
     assert {name: value for name, value in other.items() if name not in usual} == told
 
 
-def test_a_method_without_counted_work_has_no_time() -> None:
-    with pytest.raises(Unsupported, match="'rotated' is not counted"):
+def test_a_method_that_is_not_walked_as_itself_has_no_time() -> None:
+    with pytest.raises(Unsupported, match="'rotated' is not modelled"):
         step_time(job(Rotated()), "a100-sxm-80")
-    with pytest.raises(Unsupported, match="'rotated' is not counted"):
+    with pytest.raises(Unsupported, match="'rotated' is not modelled"):
         compare_times(job(LoRA()), job(Rotated()), "a100-sxm-80")
-    with pytest.raises(Unsupported, match="'rotated' is not counted"):
+    with pytest.raises(Unsupported, match="'rotated' is not modelled"):
         step_flops(TINY, Rotated(), TrainingSpec())

@@ -126,7 +126,7 @@ def test_an_adapter_takes_six_operations_an_element_and_token(family: str) -> No
 @pytest.mark.parametrize("checkpointing", ["none", "reentrant", "non_reentrant"])
 def test_four_bits_change_no_product(family: str, checkpointing: str) -> None:
     lora, qlora = (counted(job_of(family, METHODS[m], checkpointing)) for m in ("lora", "qlora"))
-    assert lora == qlora
+    assert lora.flops == qlora.flops
 
 
 @pytest.mark.parametrize("checkpointing", ["none", "reentrant"])
@@ -166,7 +166,7 @@ def test_losses_without_logits_count_the_head_as_often_as_they_multiply() -> Non
         counted(job_of("llama", METHODS["full"], stack=PLAIN.replace(transformers="5.13", loss=loss)))
         for loss in ("full", "chunked", "fused_linear")
     )
-    assert fused == full
+    assert fused.flops == full.flops
     assert flops(chunked, "head") * 3 * SEQ == flops(full, "head") * 4 * (SEQ - 1)
 
 

@@ -13,7 +13,7 @@ from vramcalc import tables
 from vramcalc.errors import DataError, InvalidValue, Unsupported
 from vramcalc.inputs import catalog
 from vramcalc.inputs.hf_config import to_spec
-from vramcalc.inputs.stack import FullFineTuning, LoRA, Method, QLoRA, Stack, TrainingSpec
+from vramcalc.inputs.stack import DoRA, FullFineTuning, LoRA, Method, QLoRA, Stack, TrainingSpec
 from vramcalc.timing import matrices
 from vramcalc.timing.flops import Flops, Tokens, seen, step_flops
 from vramcalc.timing.matrices import Matrices
@@ -236,6 +236,19 @@ def test_torch_counts_the_same_products(family: str, method: str, checkpointing:
     stack = Stack(dtype="float32", attn_implementation="eager")
     found = step_flops(to_spec(CONFIGS[family], family), METHODS[method], training, stack, square=True)
     assert found.total == torch_counts(family, METHODS[method], training, stack)
+
+
+@pytest.mark.trace
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("checkpointing", ["none", "reentrant", "non_reentrant"])
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_torch_counts_the_same_products_of_dora(family: str, checkpointing: str, dropout: float) -> None:
+    """An identity matrix goes through LoRA's matrices for the norm; behind dropout the base layer runs twice."""
+    method = DoRA(rank=4, target_modules=["q_proj", "up_proj", "down_proj"], lora_dropout=dropout)
+    training = TRAINING.replace(gradient_checkpointing=checkpointing)
+    stack = Stack(dtype="float32", attn_implementation="eager")
+    found = step_flops(to_spec(CONFIGS[family], family), method, training, stack, square=True)
+    assert found.total == torch_counts(family, method, training, stack)
 
 
 @pytest.mark.trace

@@ -1,4 +1,4 @@
-"""The products of a training step, counted while its walk performs them."""
+"""The products of a training step and the bytes it moves, counted while its walk performs them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vramcalc.inputs.job import Job
 from vramcalc.inputs.stack import LoRA, Method, Stack
 from vramcalc.inputs.targets import layers_alike
 from vramcalc.memory.walks import depths, without_cycle_collector
-from vramcalc.shadow.depth.products import at_full_depth
+from vramcalc.shadow.depth.products import at_full_depth, copies
 from vramcalc.shadow.depth.program import WALKED_LAYERS, NotRepeatable
 from vramcalc.shadow.engine.work import Pass, Product, Work
 from vramcalc.shadow.training.loop import Loop, Sizes
@@ -23,21 +23,25 @@ from vramcalc.timing.outline import walk_outline
 What = Literal["layers", "adapters", "attention", "head"]
 Key = tuple[What, Pass, str]
 """Whose products, in which pass, in which dtype."""
+_STEP = "step."
+"""Phases of the step itself: the walk may go on into the next one's forward pass."""
 
 
 @dataclass(frozen=True)
 class Counted:
-    """Products of one micro-batch, at full depth.
+    """Products and moves of one micro-batch, at full depth.
 
     Attributes:
         flops: operations; attention's are of all pairs of two tokens.
         tokens: that go through the layers.
         square: pairs of two tokens.
+        moved: that all operators read and write. [B]
     """
 
     flops: Mapping[Key, int]
     tokens: int
     square: int
+    moved: int
 
 
 @lru_cache(maxsize=1024)
@@ -57,9 +61,9 @@ def counted(job: Job) -> Counted:
         _refuse_uncounted(loop, loop.work)
         return loop.work, loop.added
 
-    flops = _at_full_depth(walk, depths(one), job.model.num_hidden_layers)
+    flops, moved = _at_full_depth(walk, depths(one), job.model.num_hidden_layers)
     batch, seq = job.training.micro_batch_size, job.training.seq_len
-    return Counted(flops, batch * seq, batch * seq * seq)
+    return Counted(flops, batch * seq, batch * seq * seq, moved)
 
 
 @lru_cache(maxsize=1024)
@@ -71,25 +75,26 @@ def counted_outline(matrices: Matrices, method: Method, stack: Stack, checkpoint
     def walk(walked: int) -> tuple[Work, frozenset[str]]:
         return walk_outline(matrices, method, stack, checkpointing, walked)
 
-    flops = _at_full_depth(walk, [n for n in WALKED_LAYERS if alike and n < n_layers] + [n_layers], n_layers)
-    return Counted(flops, 1, 1)
+    few = [n for n in WALKED_LAYERS if alike and n < n_layers]
+    return Counted(*_at_full_depth(walk, [*few, n_layers], n_layers)[:1], 1, 1, 0)
 
 
 def _at_full_depth(
     walk: Callable[[int], tuple[Work, frozenset[str]]], depths: Sequence[int], n_layers: int
-) -> dict[Key, int]:
-    """Operations of the micro-batch by key, from the first depth at which the last layers are alike."""
+) -> tuple[dict[Key, int], int]:
+    """Operations by key and bytes moved of the micro-batch, from the first depth at which the last layers are alike."""
     with without_cycle_collector():
         for walked in depths:
             work, added = walk(walked)
             parts, found = _Parts(added, work.looked_up), defaultdict[Key, int](int)
             try:
                 for p, times in at_full_depth(work.products, walked, n_layers):
-                    if p.phase.startswith("step."):
+                    if p.phase.startswith(_STEP):
                         found[parts.of(p), p.made_in, p.dtype] += int(p.flops) * times
             except NotRepeatable:
                 continue
-            return dict(found)
+            moves = ((m, copies(m.layer, walked, n_layers)) for m in work.moves if m.phase.startswith(_STEP))
+            return dict(found), sum(int(m.read + m.written) * times for m, times in moves)
     raise AssertionError("all layers can always be walked")
 
 

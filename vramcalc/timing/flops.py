@@ -21,13 +21,10 @@ from typing import Literal, get_args
 
 from vramcalc.errors import InvalidValue, Unsupported
 from vramcalc.inputs.job import Job
-from vramcalc.inputs.stack import FullFineTuning, LoRA, Method, ModelSpec, QLoRA, Stack, TrainingSpec
+from vramcalc.inputs.stack import Method, ModelSpec, Stack, TrainingSpec
 from vramcalc.shadow.engine.work import Pass
 from vramcalc.timing.counted import Key, What, counted, counted_outline
 from vramcalc.timing.matrices import Matrices
-
-_COUNTED = frozenset({FullFineTuning, LoRA, QLoRA})
-"""Methods that are walked as themselves; one that is built on them would be walked as what it is built on."""
 
 
 @dataclass(frozen=True)
@@ -152,14 +149,9 @@ def step_flops(
             ``torch.utils.flop_counter`` counts every kernel.
 
     Raises:
-        Unsupported: steps of several lengths, to be taken one at a time; a method that is not walked as itself; a job
+        Unsupported: steps of several lengths, to be taken one at a time; a method that is not modelled; a job
             that cannot run; something that trains in a way that is not counted.
     """
-    if type(method) not in _COUNTED:
-        raise Unsupported(
-            f"the work of method {method.kind!r} is not counted, so that its time and cost are not known; its memory "
-            "is: ask for an estimate, or for the time of 'full', 'lora' or 'qlora'"
-        )
     if training.seq_lens is not None:
         raise Unsupported("seq_lens: FLOPs are counted for steps of one length; take the lengths one at a time")
     if isinstance(model, ModelSpec):

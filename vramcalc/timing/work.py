@@ -2,8 +2,7 @@
 
 Every quantity is a pure count: operations for the tensor cores, bytes for the memory, kernel launches for the host. A
 GPU's data sheet turns operations and bytes into the least time that they can take; :mod:`vramcalc.timing.roofline`
-turns that into seconds. Counts of bytes follow the eager PyTorch code of the modules: each element-wise operation
-reads its operands and writes its result.
+turns that into seconds. Bytes are those of eager code: each operation reads its operands and writes its result.
 
 References:
     Williams et al., "Roofline", CACM 52(4), 2009.
@@ -16,15 +15,14 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 from vramcalc.inputs.model import ModelSpec
 from vramcalc.inputs.stack import OWN_LOSSES, FullFineTuning, LoRA, Method, QLoRA, Stack, TrainingSpec, kbit_prepared
 from vramcalc.inputs.targets import is_saved, is_target, layers_alike
+from vramcalc.timing.beyond import described
 from vramcalc.timing.flops import Flops, Tokens, step_flops
 from vramcalc.timing.matrices import Matrices
 
-Kernel = Literal["flash", "efficient", "eager"]
 _ACCESSES = {
     "8bit": 3,
     "4bit": 3,
@@ -112,7 +110,8 @@ def work_of(
     eager = stack.attn_implementation == "eager"
     done = step_flops(model, method, training, stack, tokens=tokens, square=eager)
     needed = step_flops(model, method, training, stack, tokens=tokens) if eager else done
-    sizes = _Sizes(Matrices.of(model), method, training, stack, recipe or Recipe(), done)
+    method, more = described(model, method, training, stack, done.tokens)
+    sizes = _Sizes(Matrices.of(model), method, training, stack, recipe or Recipe(), done, more)
     dtypes = done.by("dtype")
     n = done.micro_steps
     return Work(
@@ -123,7 +122,7 @@ def work_of(
 
 @dataclass(frozen=True)
 class _Sizes:
-    """Goes from what a step is to its counts; bytes and launches are of one micro-batch."""
+    """Goes from what a step is to its counts of one micro-batch; adapters move ``more`` bytes than LoRA's."""
 
     model: Matrices
     method: Method
@@ -131,6 +130,7 @@ class _Sizes:
     stack: Stack
     recipe: Recipe
     flops: Flops
+    more: int
 
     def quantities(self) -> dict[str, float]:
         found: dict[str, float] = defaultdict(float)
@@ -279,7 +279,7 @@ class _Sizes:
             dropped = 2 * handed + 1 if isinstance(self.method, LoRA) and self.method.lora_dropout > 0 else 0
             added = 2 * a + x + a + max(x, a)
             forward = sum(d_in * (casts + dropped) + d_out * added for d_in, d_out in self.adapted)
-        return self.flops.tokens.computed * forward * (3 + self.again)
+        return self.flops.tokens.computed * forward * (3 + self.again) + self.more
 
     @property
     def logits(self) -> float:

@@ -25,7 +25,12 @@ def at_full_depth(products: Sequence[Product], walked: int, n_layers: int) -> It
     if walked < n_layers and _of_layer(products, last) != _of_layer(products, last - 1):
         raise NotRepeatable(f"layer {last} computes something else than layer {last - 1}")
     for p in products:
-        yield p, 1 + n_layers - walked if p.layer == last else 1
+        yield p, copies(p.layer, walked, n_layers)
+
+
+def copies(layer: int | None, walked: int, n_layers: int) -> int:
+    """Layers at full depth that a walked one stands for: the last for all that were not walked."""
+    return 1 + n_layers - walked if layer == walked - 1 else 1
 
 
 def _of_layer(products: Iterable[Product], layer: int) -> list[Product]:

@@ -1,0 +1,47 @@
+"""What a method moves beyond the nearest of those whose element-wise work is written down."""
+
+from __future__ import annotations
+
+from vramcalc.errors import Unsupported
+from vramcalc.inputs.job import Job
+from vramcalc.inputs.stack import FullFineTuning, LoRA, Method, ModelSpec, QLoRA, Stack, TrainingSpec
+from vramcalc.timing.counted import counted
+from vramcalc.timing.flops import Tokens
+from vramcalc.timing.matrices import Matrices
+
+
+def described(
+    model: ModelSpec | Matrices, method: Method, training: TrainingSpec, stack: Stack, tokens: Tokens
+) -> tuple[Method, int]:
+    """The nearest method that :mod:`vramcalc.timing.work` describes, and what a walk moves beyond a walk of that one.
+
+    The factors of element-wise work are fitted to speeds of full fine-tuning, LoRA and QLoRA. What a method built on
+    LoRA does besides (DoRA: the norm of every updated weight) is the difference of two walks.
+
+    Args:
+        model: the model, or its matrices.
+        method: what trains.
+        training: checkpointing.
+        stack: the recipe.
+        tokens: of a micro-batch; the walks are of sequences as long as its longest.
+
+    Returns:
+        Full fine-tuning, LoRA or QLoRA; bytes of a micro-batch. [1], [B]
+
+    Raises:
+        Unsupported: a method that is built on none of them; one of an architecture that cannot be walked whole.
+    """
+    if type(method) in (FullFineTuning, LoRA, QLoRA):
+        return method, 0
+    if not isinstance(method, LoRA) or isinstance(model, Matrices):
+        raise Unsupported(
+            f"what method {method.kind!r} moves is not counted, so that its time and cost are not known; its memory "
+            "is: ask for an estimate, or for the time of 'full', 'lora' or 'qlora'"
+        )
+    fields = {name: getattr(method, name) for name in LoRA.model_fields if name != "kind"}
+    storage = method.storage
+    near = LoRA(**fields) if storage is None else QLoRA(**fields, **dict(storage))
+    batch = max(1, round(tokens.computed / tokens.longest))
+    same = training.replace(micro_batch_size=batch, seq_len=tokens.longest)
+    moved, plain = (counted(Job(model, m, same, stack)).moved for m in (method, near))
+    return near, moved - plain
