@@ -19,7 +19,7 @@ def test_an_adapter_in_float32_is_cast_wherever_it_is_used(over_input: bool) -> 
     packed = Packed4bit(e.tape, "w", 64, 32, dtype="bfloat16", double_quant=True)
     a, b = parameter(e, (4, 32), "float32"), parameter(e, (64, 4), "float32")
     x = given(e, (2, 5, 32))
-    adapted = [fms_acceleration.Adapted(packed, a, b, drops=True)]
+    adapted = [fms_acceleration.Adapted("q_proj.weight", packed, a, b, drops=True)]
     found, (y,) = played(e, lambda: fms_acceleration.lora_products(e, x, adapted, "LoRA_W", over_input=over_input))
     assert ", ".join(found) == (
         f"{WEIGHT}, +1280 matmul_lora, -4096 dequantised weight, +640 dropout, +320 dropout mask, -320 dropout mask, "
