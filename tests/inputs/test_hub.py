@@ -242,7 +242,9 @@ def test_a_broken_file_on_the_hub_is_named_by_its_repository(hub: Hub, tmp_path:
 def test_remote_code_is_neither_fetched_nor_run(hub: Hub, tmp_path: Path) -> None:
     answer = ask("acme/remote-code", tmp_path, hub.endpoint)
     assert answer["error"] == "Unsupported"
-    assert "'mine' is not modelled; its own code is never executed; supported: granite, llama" in answer["message"]
+    assert (
+        "'mine' is not modelled; its own code is never executed; supported: gemma2, granite, llama" in answer["message"]
+    )
     assert {line.split()[1] for line in hub.asked} == {"/acme/remote-code/resolve/main/config.json"}
 
 
