@@ -11,8 +11,9 @@ from vramcalc import estimate
 from vramcalc.errors import BadConfig, Unsupported
 from vramcalc.inputs import catalog
 from vramcalc.inputs.hf_config import to_spec
-from vramcalc.inputs.stack import ModelSpec
+from vramcalc.inputs.stack import FullFineTuning, ModelSpec, Stack, TrainingSpec
 from vramcalc.memory import walks
+from vramcalc.timing.flops import step_flops
 
 TINY = to_spec(CONFIGS["gemma2"], "gemma2")
 
@@ -98,6 +99,18 @@ def test_flash_attention_is_given_no_mask_and_keeps_no_scores() -> None:
     eager, flash = (estimate(TINY, "lora", seq_len=300, attn_implementation=a) for a in ("eager", "flash_attention_2"))
     assert flash.allocated_bytes < eager.allocated_bytes
     assert not any(row.shape[-2:] == (300, 300) for row in flash.rows)
+
+
+def test_attention_is_counted_with_the_window_of_each_layer() -> None:
+    """Layers 1 and 3 see 48 tokens, layer 2 all before it."""
+
+    def flops(model: ModelSpec) -> int:
+        training, stack = TrainingSpec(seq_len=384), Stack(attn_implementation="flash_attention_2")
+        return step_flops(model, FullFineTuning(), training, stack).by("what")["attention"]
+
+    everything, window = 384 * 385 // 2, 48 * 49 // 2 + (384 - 48) * 48
+    mean = (2 * window + everything) / 3
+    assert flops(TINY) / flops(TINY.replace(sliding_window=384)) == pytest.approx(mean / everything, rel=1e-4)
 
 
 # -- refused -----------------------------------------------------------------------------------------------------------

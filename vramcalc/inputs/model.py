@@ -79,6 +79,11 @@ class ModelSpec(Spec):
         return FAMILIES[self.model_type]
 
     @property
+    def windows(self) -> tuple[int | None, ...]:
+        """Sliding windows that layers have in turn, from the first on; None for full attention."""
+        return (self.sliding_window, None) if self.family.full_between else (self.sliding_window,)
+
+    @property
     def params_total(self) -> int:
         """Parameters as transformers builds them, tied weights once."""
         h, i, d, family = self.hidden_size, self.intermediate_size, self.head_dim, self.family

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from vramcalc.errors import InvalidValue, Unsupported
@@ -71,6 +71,12 @@ class Tokens:
         total = sum(lengths)
         pairs = sum(seen(n, window) for n in lengths)
         return cls(total, total, pairs, sum(n * n for n in lengths), max(lengths))
+
+
+def _in_turns(kinds: Sequence[Tokens], n_layers: int) -> Tokens:
+    """Tokens of layers whose windows take turns: pairs are the mean over layers."""
+    pairs = sum(kinds[i % len(kinds)].pairs for i in range(n_layers)) // n_layers
+    return replace(kinds[0], pairs=pairs)
 
 
 def _checked(lengths: Sequence[int]) -> Sequence[int]:
@@ -156,12 +162,13 @@ def step_flops(
         raise Unsupported("seq_lens: FLOPs are counted for steps of one length; take the lengths one at a time")
     if isinstance(model, ModelSpec):
         found = counted(Job(model, method, training, stack or Stack()))
-        causal, window = True, model.sliding_window
+        causal, windows = True, model.windows
     else:
         found = counted_outline(model, method, stack or Stack(), training.gradient_checkpointing)
-        causal, window = model.causal, model.sliding_window
+        causal, windows = model.causal, (model.sliding_window,)
     if tokens is None:
-        tokens = Tokens.padded([training.seq_len] * training.micro_batch_size, window=window)
+        lengths = [training.seq_len] * training.micro_batch_size
+        tokens = _in_turns([Tokens.padded(lengths, window=w) for w in windows], model.num_hidden_layers)
     pairs = tokens.square if square or not causal else tokens.pairs
     n = training.gradient_accumulation_steps
     rows = []

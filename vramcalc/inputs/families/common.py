@@ -137,6 +137,7 @@ class Family:
         aliases: other names of settings (``attribute_map``); transformers sets them after the fields, so that they win
             in any order.
         window: ``sliding_window`` of a model, read from its configuration.
+        full_between: every other layer, from the second on, sees everything in spite of that window.
         more: reads further fields of :class:`~vramcalc.inputs.model.ModelSpec`.
         told: what the configuration class is told of those fields and of the window.
         attention: implementations that it has, its default first.
@@ -164,6 +165,7 @@ class Family:
     biases: tuple[str, ...] = ()
     aliases: Mapping[str, str] = field(default_factory=dict)
     window: Callable[[Config, str], Any] = full_attention
+    full_between: bool = False
     more: Callable[[Config, str], dict[str, Any]] = _nothing
     told: Callable[[dict[str, Any]], dict[str, Any]] = _as_they_are
     attention: tuple[str, ...] = ("sdpa", "eager", "flash_attention_2")

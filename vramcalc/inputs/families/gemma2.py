@@ -66,6 +66,7 @@ FAMILY = Family(
     activation=("hidden_activation", "gelu_pytorch_tanh"),
     biases=("attention_bias",),
     window=_window,
+    full_between=True,
     more=_caps,
     told=lambda fields: {key: fields[key] for key in ("sliding_window", *_CAPS)},
     attention=("eager", "flash_attention_2"),

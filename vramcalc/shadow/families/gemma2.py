@@ -95,8 +95,9 @@ class CausalLM(llama.CausalLM):
 
     def masks(self, mask: Callable[[int | None], Tensor | None]) -> list[Tensor | None]:
         """``causal_mask_mapping``: a window in the first layer and every other one after it."""
+        sliding_window, _ = self.spec.windows
         full = mask(None)
-        sliding = mask(self.spec.sliding_window)
+        sliding = mask(sliding_window)
         return [sliding, full]
 
     def logits(self, hidden: Tensor) -> Tensor:
