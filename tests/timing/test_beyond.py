@@ -12,8 +12,9 @@ from vramcalc.inputs import catalog
 from vramcalc.inputs.job import Job
 from vramcalc.inputs.stack import FullFineTuning, Method, QLoRA, Stack, TrainingSpec
 from vramcalc.tables import directory
-from vramcalc.timing.beyond import described
+from vramcalc.timing.beyond import described, moved_by_family
 from vramcalc.timing.flops import Tokens
+from vramcalc.timing.work import work_of
 
 MODEL = catalog.model("llama-3.2-1b")
 ADAPTERS: dict[str, Any] = {"rank": 8, "target_modules": ["q_proj", "v_proj"]}
@@ -67,3 +68,19 @@ def test_a_published_ratio_of_dora_to_lora_is_met() -> None:
     found = compare_times(slow, fast, "l40s", tokens=Tokens(896, 840, 100800, 200704, 224))
     assert found.low < lora / dora < found.high
     assert found.ratio == pytest.approx(lora / dora, rel=0.1)
+
+
+@pytest.mark.parametrize("method", [FullFineTuning(), LoRA(**ADAPTERS), QLoRA(**ADAPTERS)], ids=lambda m: str(m.kind))
+def test_gemma_2_takes_the_time_of_llama_of_its_sizes_and_of_its_norms_and_caps(method: Method) -> None:
+    gemma = catalog.model("gemma-2-2b").replace(num_hidden_layers=4)
+    llama = gemma.replace(model_type="llama", attn_logit_softcapping=None, final_logit_softcapping=None)
+    stack, training = Stack(attn_implementation="eager"), TrainingSpec(seq_len=512)
+    tokens = Tokens.padded([512])
+    more = moved_by_family(gemma, method, training, stack, tokens)
+    # Each cap reads and writes the scores three times over and back, whatever their softmax does.
+    assert more > 4 * 6 * 2 * gemma.num_attention_heads * 512 * 512
+    assert moved_by_family(llama, method, training, stack, tokens) == 0
+    own, like = (work_of(m, method, training, stack).quantities for m in (gemma, llama))
+    assert own["element-wise"] - like["element-wise"] == pytest.approx(more)
+    # Two norms more are two weights more, which the optimizer goes through where they train.
+    assert {name for name in own if own[name] != like[name]} - {"optimizer"} == {"element-wise"}

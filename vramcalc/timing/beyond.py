@@ -1,4 +1,4 @@
-"""What a method moves beyond the nearest of those whose element-wise work is written down."""
+"""What a method or a family moves beyond the nearest of those whose element-wise work is written down."""
 
 from __future__ import annotations
 
@@ -41,7 +41,27 @@ def described(
     fields = {name: getattr(method, name) for name in LoRA.model_fields if name != "kind"}
     storage = method.storage
     near = LoRA(**fields) if storage is None else QLoRA(**fields, **dict(storage))
-    batch = max(1, round(tokens.computed / tokens.longest))
-    same = training.replace(micro_batch_size=batch, seq_len=tokens.longest)
+    same = _as_long(training, tokens)
     moved, plain = (counted(Job(model, m, same, stack)).moved for m in (method, near))
     return near, moved - plain
+
+
+def moved_by_family(
+    model: ModelSpec | Matrices, method: Method, training: TrainingSpec, stack: Stack, tokens: Tokens
+) -> int:
+    """Bytes that a family moves in a micro-batch beyond the one whose element-wise work is written down. [B]
+
+    Those of Gemma 2 (more norms, in float32 to the end, soft caps) beyond Llama of the same sizes, by two walks.
+    """
+    if isinstance(model, Matrices) or not model.family.moves_beyond:
+        return 0
+    caps = dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping"))
+    near = model.replace(model_type=model.family.moves_beyond, **caps)
+    same = _as_long(training, tokens)
+    moved, plain = (counted(Job(m, method, same, stack)).moved for m in (model, near))
+    return moved - plain
+
+
+def _as_long(training: TrainingSpec, tokens: Tokens) -> TrainingSpec:
+    batch = max(1, round(tokens.computed / tokens.longest))
+    return training.replace(micro_batch_size=batch, seq_len=tokens.longest)

@@ -19,7 +19,7 @@ from functools import cached_property
 from vramcalc.inputs.model import ModelSpec
 from vramcalc.inputs.stack import OWN_LOSSES, FullFineTuning, LoRA, Method, QLoRA, Stack, TrainingSpec, kbit_prepared
 from vramcalc.inputs.targets import is_saved, is_target, layers_alike
-from vramcalc.timing.beyond import described
+from vramcalc.timing.beyond import described, moved_by_family
 from vramcalc.timing.flops import Flops, Tokens, step_flops
 from vramcalc.timing.matrices import Matrices
 
@@ -110,10 +110,10 @@ def work_of(
     eager = stack.attn_implementation == "eager"
     done = step_flops(model, method, training, stack, tokens=tokens, square=eager)
     needed = step_flops(model, method, training, stack, tokens=tokens) if eager else done
+    beyond = moved_by_family(model, method, training, stack, done.tokens)
     method, more = described(model, method, training, stack, done.tokens)
-    sizes = _Sizes(Matrices.of(model), method, training, stack, recipe or Recipe(), done, more)
-    dtypes = done.by("dtype")
-    n = done.micro_steps
+    sizes = _Sizes(Matrices.of(model), method, training, stack, recipe or Recipe(), done, more, beyond)
+    dtypes, n = done.by("dtype"), done.micro_steps
     return Work(
         sizes.quantities(), needed.model, done.total, n * done.tokens.real, n * done.tokens.computed,
         done.tokens.computed, done.tokens.longest, max(dtypes, key=lambda d: dtypes[d]),
@@ -122,7 +122,7 @@ def work_of(
 
 @dataclass(frozen=True)
 class _Sizes:
-    """Goes from what a step is to its counts of one micro-batch; adapters move ``more`` bytes than LoRA's."""
+    """Counts of one micro-batch; adapters move ``more`` bytes than LoRA's, layers ``beyond`` Llama's."""
 
     model: Matrices
     method: Method
@@ -131,6 +131,7 @@ class _Sizes:
     recipe: Recipe
     flops: Flops
     more: int
+    beyond: int
 
     def quantities(self) -> dict[str, float]:
         found: dict[str, float] = defaultdict(float)
@@ -248,13 +249,12 @@ class _Sizes:
     @property
     def elementwise(self) -> float:
         """Norms, residual sums, rotations and activations, forward, backward and again."""
-        m, c = self.model, self.computing
-        inner = self.inner
+        m, c, inner = self.model, self.computing, self.inner
         stream = max(inner, _SIZE[self.stack.dtype])
         normed = 4 if self.norms_float32 else stream
         kernels = self.recipe.fused or not m.eager_norms
         norm = 2 * m.hidden_size * (stream + normed if kernels else 28 + stream + 3 * normed)
-        rotation = 0 if not m.rotary else (2 if self.recipe.fused else 10) * inner * (m.query_size + m.key_size)
+        rotary = 0 if not m.rotary else (2 if self.recipe.fused else 10) * inner * (m.query_size + m.key_size)
         activation = (5 if m.gated else 2) * inner * m.inner_size
         # Autocast keeps copies of weights, not of activations: each product casts its input again.
         wide = [x for x in m.linears if x.role not in ("o", "down")]
@@ -262,7 +262,7 @@ class _Sizes:
         # Tokens are gathered for each expert, weighted and added up again.
         routed = sum(7 * normed * x.d_in * x.active for x in m.linears if x.role == "up" and x.copies > 1)
         rest = 6 * stream * m.hidden_size + 2 * inner * m.query_size
-        return self.token_layers * (norm + rotation + activation + casts + routed + rest) * (3 + self.again)
+        return self.token_layers * (norm + rotary + activation + casts + routed + rest) * (3 + self.again) + self.beyond
 
     @property
     def adapters(self) -> float:

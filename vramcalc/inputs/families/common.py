@@ -148,6 +148,7 @@ class Family:
         norms: of a layer, over the hidden size.
         norms_keep_dtype: what they give back has the dtype they are given, whatever that of their weights.
         modules: further leaves of a layer that a name may mean, in any release.
+        moves_beyond: the family of the same projections that it moves more than; empty where it moves what Llama does.
         experts: the feed-forward part is a mixture of experts.
         traits: what it did in some releases, from the first to the last of them; whole ones of ``RELEASES``.
     """
@@ -176,6 +177,7 @@ class Family:
     norms: tuple[str, ...] = NORMS
     norms_keep_dtype: bool = False
     modules: tuple[str, ...] = ()
+    moves_beyond: str = ""
     experts: bool = False
     traits: Mapping[Trait, Span] = field(default_factory=dict)
 

@@ -73,4 +73,5 @@ FAMILY = Family(
     logits="soft-capped",
     norms=(*NORMS, "pre_feedforward_layernorm", "post_feedforward_layernorm"),
     norms_keep_dtype=True,
+    moves_beyond="llama",
 )
