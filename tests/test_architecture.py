@@ -185,7 +185,7 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
     assert loaded.isdisjoint({"numpy", "pydantic", "typer", "tabulate", *HOMES})
 
 
-@pytest.mark.parametrize("name", vramcalc.__all__)
+@pytest.mark.parametrize("name", [*vramcalc.__all__, "figures"])
 def test_every_public_name_resolves(name: str) -> None:
     assert getattr(vramcalc, name) is not None
 

@@ -46,6 +46,8 @@ _HOME = {
     "VramcalcError": "vramcalc.errors",
 }
 __all__ = ["__version__", *_HOME]
+_MODULES = {"figures": "vramcalc.show.figures"}
+"""Modules that are part of the interface; ``from vramcalc import *`` leaves them out."""
 _WITH_PROFILE = {"VramcalcCallback": "vramcalc.profiling.callback"}
 """Names that need the extra ``profile``; ``from vramcalc import *`` leaves them out."""
 
@@ -76,6 +78,7 @@ if TYPE_CHECKING:
     from vramcalc.planning.verdict import verdict as verdict
     from vramcalc.planning.workload import Workload as Workload
     from vramcalc.profiling.rows import read_profiles as read_profiles
+    from vramcalc.show import figures as figures
     from vramcalc.show.planning_table import planning_table as planning_table
     from vramcalc.timing.flops import step_flops as step_flops
     from vramcalc.timing.ratio import TimeRatio as TimeRatio
@@ -86,6 +89,8 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> Any:
     """Names are imported when first used (PEP 562): a shell prompt must not wait for pydantic or numpy."""
+    if name in _MODULES:
+        return import_module(_MODULES[name])
     home = _HOME.get(name) or _WITH_PROFILE.get(name)
     if home is None:
         raise AttributeError(f"module 'vramcalc' has no attribute {name!r}")
@@ -102,4 +107,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME, *_WITH_PROFILE})
+    return sorted({*globals(), *_HOME, *_MODULES, *_WITH_PROFILE})

@@ -19,7 +19,7 @@ import vramcalc
 from vramcalc import estimate
 from vramcalc.cli.terminal import painted
 from vramcalc.inputs import catalog
-from vramcalc.inputs.stack import FullFineTuning, LoRA, QLoRA, Stack, TrainingSpec
+from vramcalc.inputs.stack import DoRA, FullFineTuning, LoRA, QLoRA, Stack, TrainingSpec
 from vramcalc.planning.fit import METHODS
 from vramcalc.units import GIB
 
@@ -160,10 +160,11 @@ def test_none_takes_a_setting_of_the_recipe_away(tiny: Path) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_options_of_a_method_need_that_method(tiny: Path, method: str) -> None:
-    for field in {**LoRA.model_fields, **QLoRA.model_fields}.keys() - {"kind"}:
+    specs = {"full": FullFineTuning, "lora": LoRA, "qlora": QLoRA, "dora": DoRA}
+    # How the base model is stored goes with every method that has adapters.
+    for field in {name for spec in specs.values() for name in spec.model_fields} - {"kind", "quantization"}:
         answer = run("estimate", tiny, "--method", method, *OPTIONS[field][0].split())
-        spec = {"full": FullFineTuning, "lora": LoRA, "qlora": QLoRA}[method]
-        assert answer.status == (0 if field in spec.model_fields else 2), field
+        assert answer.status == (0 if field in specs[method].model_fields else 2), field
 
 
 def test_fit_gives_each_method_the_options_it_has(tiny: Path) -> None:
