@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import vramcalc
+from vramcalc.inputs.settings import METHOD_CLASSES
 
 ROOT = Path(vramcalc.__file__).parent
 
@@ -170,6 +172,24 @@ def test_a_library_is_imported_in_its_home_only(library: str) -> None:
 def test_what_is_slow_to_import_waits_until_it_is_needed(library: str) -> None:
     top = {i.by for i in imports() if i.name.split(".")[0] == library and not (i.lazy or i.typing)}
     assert top == AT_THE_TOP[library]
+
+
+METHODS = {spec.__name__ for spec in METHOD_CLASSES.values()}
+
+
+def test_methods_answer_for_themselves() -> None:
+    """Outside the files of the methods, nothing asks a method which it is: a new one would be taken for another."""
+    found: Counter[str] = Counter()
+    for name, path in MODULES.items():
+        if name.startswith("vramcalc.shadow.methods") or name == "vramcalc.inputs.method":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            match node:
+                case ast.Call(func=ast.Name("isinstance"), args=[_, kinds]) | ast.MatchClass(cls=kinds):
+                    found[name.split(".")[1]] += bool(
+                        {n.id for n in ast.walk(kinds) if isinstance(n, ast.Name)} & METHODS
+                    )
+    assert +found == {}
 
 
 def test_modules_are_short() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from vramcalc.inputs.job import Job
-from vramcalc.inputs.stack import LoRA
 
 
 def attention(job: Job) -> str:
@@ -21,7 +20,7 @@ def weights(job: Job) -> str:
 
 def adapters(job: Job) -> str:
     """What adapters are stored in."""
-    return job.stack.adapter_dtype if isinstance(job.method, LoRA) else "none"
+    return job.stack.adapter_dtype if job.method.adapters else "none"
 
 
 def layers(job: Job) -> str:
@@ -42,7 +41,7 @@ AXES: dict[str, Callable[[Job], str]] = {
     "layers": layers,
     "torch": lambda job: job.stack.torch,
     "transformers": lambda job: job.stack.transformers,
-    "peft": lambda job: job.stack.peft if isinstance(job.method, LoRA) else "none",
+    "peft": lambda job: job.stack.peft if job.method.adapters else "none",
     "bitsandbytes": lambda job: job.stack.bitsandbytes,
 }
 REGIME = ("family", "method", "checkpointing")

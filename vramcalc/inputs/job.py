@@ -9,7 +9,6 @@ from vramcalc.inputs.refusals import refuse
 from vramcalc.inputs.releases import PADDING_CHECKED, minor_release
 from vramcalc.inputs.stack import (
     OWN_LOSSES,
-    FullFineTuning,
     LoRA,
     Method,
     ModelSpec,
@@ -35,8 +34,9 @@ class Job:
     compute_capability: tuple[int, int] = (8, 0)
 
     def __post_init__(self) -> None:
+        adapters = self.method.adapters
         takes_logits = self.stack.loss in ("full", *OWN_LOSSES)
-        if not takes_logits and isinstance(self.method, LoRA) and is_target(self.method, "lm_head"):
+        if not takes_logits and adapters and is_target(adapters, "lm_head"):
             raise Unsupported(
                 f"loss={self.stack.loss!r} reads the head's weight and passes by an adapter on lm_head; "
                 "take lm_head out of target_modules, put it into modules_to_save, or use loss='full'"
@@ -124,18 +124,19 @@ class Job:
             return False
         if self.training.optim == "adamw_torch_fused" and not self.training.max_grad_norm:
             return False
-        if isinstance(self.method, FullFineTuning):
+        adapters = self.method.adapters
+        if adapters is None:
             return self.stack.dtype == "float16"
-        found = {usual_adapter_dtype(self.method, self.stack)}
-        if self.method.modules_to_save:
+        found = {usual_adapter_dtype(adapters, self.stack)}
+        if adapters.modules_to_save:
             found.add(copy_dtype(self.stack, "float32" if kbit_prepared(self.method, self.stack) else self.stack.dtype))
         return "float16" in found
 
     @property
     def mixes_dtypes(self) -> bool:
         """Whether trained copies meet weights of another dtype in a product, without autocast to make them one."""
-        method, stack = self.method, self.stack
-        if not isinstance(method, LoRA) or not method.modules_to_save or stack.autocast is not None:
+        method, stack = self.method.adapters, self.stack
+        if method is None or not method.modules_to_save or stack.autocast is not None:
             return False
         weights = "float32" if kbit_prepared(method, stack) else stack.dtype
         if copy_dtype(stack, weights) == weights:

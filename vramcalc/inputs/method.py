@@ -51,6 +51,11 @@ class FullFineTuning(Spec):
     kind: Literal["full"] = "full"
 
     @property
+    def adapters(self) -> LoRA | None:
+        """None: there are none."""
+        return None
+
+    @property
     def storage(self) -> BitsAndBytes4bit | None:
         """None: what trains is stored as it is."""
         return None
@@ -79,6 +84,11 @@ class LoRA(Spec):
         frozenset[SavedPattern], BeforeValidator(_names), _sorted, Usual(lambda names: not names)
     ] = frozenset()
     """Modules copied and trained in full."""
+
+    @property
+    def adapters(self) -> LoRA | None:
+        """Itself: what has adapters freezes the base model."""
+        return self
 
     @property
     def storage(self) -> BitsAndBytes4bit | None:

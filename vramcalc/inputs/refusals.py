@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from vramcalc.errors import Unsupported
 from vramcalc.inputs.families import FAMILIES
 from vramcalc.inputs.releases import EXPERTS_CHECKED, PEFT_DORA, PEFT_RAISES_ADAPTERS, minor_release
@@ -28,12 +30,14 @@ def refuse(model: ModelSpec, method: Method, stack: Stack) -> None:
         _experts(model, method, stack)
     if stack.fused_kernels != "none":
         _fused_kernels(model, method, stack)
-    if isinstance(method, LoRA):
-        _peft(method, stack)
+    adapters = method.adapters
+    if adapters is not None:
+        _peft(adapters, stack)
         if method.storage is not None and stack.casts_embeddings_to_bf16:
-            _casts(method, stack)
-    if isinstance(method, DoRA):
-        _dora(method, stack)
+            _casts(adapters, stack)
+        own = _OF_METHODS.get(type(adapters))
+        if own is not None:
+            own(adapters, stack)
     _dtypes(model, method, stack)
 
 
@@ -47,7 +51,7 @@ def _peft(method: LoRA, stack: Stack) -> None:
         )
 
 
-def _dora(method: DoRA, stack: Stack) -> None:
+def _dora(method: LoRA, stack: Stack) -> None:
     """Refuse releases whose DoRA makes other tensors, and what has not been compared with a trace."""
     if (minor_release(stack.peft) or (0, 0)) < PEFT_DORA:
         raise Unsupported(
@@ -58,6 +62,10 @@ def _dora(method: DoRA, stack: Stack) -> None:
         raise Unsupported(f"fused_kernels={stack.fused_kernels!r} with DoRA has not been compared; leave one out")
     if is_target(method, "model.embed_tokens"):
         raise Unsupported("DoRA on the embedding has not been checked; leave embed_tokens out of target_modules")
+
+
+_OF_METHODS: dict[type[LoRA], Callable[[LoRA, Stack], None]] = {DoRA: _dora}
+"""What is refused of one method, by its class."""
 
 
 def _early(model: ModelSpec, stack: Stack) -> None:
@@ -121,7 +129,8 @@ def _experts(model: ModelSpec, method: Method, stack: Stack) -> None:
             f"{model.name}: loss={stack.loss!r} with a mixture of experts has not been checked; use loss='full'"
         )
     names = [f"model.layers.{i}.{m}" for i in range(model.num_hidden_layers) for m in _EXPERTS]
-    if isinstance(method, LoRA) and any(is_saved(method, name) for name in names):
+    adapters = method.adapters
+    if adapters is not None and any(is_saved(adapters, name) for name in names):
         raise Unsupported(
             f"{model.name}: modules_to_save with a router or experts has not been checked; leave them out"
         )
@@ -139,8 +148,8 @@ def _experts(model: ModelSpec, method: Method, stack: Stack) -> None:
             "only: set dtype='bfloat16' and, for QLoRA, prepare_model_for_kbit_training=False, which would raise "
             "the experts to float32; or use transformers='4.57', where experts are linear layers"
         )
-    if isinstance(method, LoRA) and (
-        isinstance(method.target_modules, str) or any(is_target(method, name) for name in names)
+    if adapters is not None and (
+        isinstance(adapters.target_modules, str) or any(is_target(adapters, name) for name in names)
     ):
         raise Unsupported(
             f"{version} has no linear layers in its router and experts, and what PEFT makes of a pattern or of "
@@ -159,14 +168,15 @@ def _fused_kernels(model: ModelSpec, method: Method, stack: Stack) -> None:
         raise Unsupported(f"{setting} goes with loss='fused_cross_entropy', 'fused_linear' or 'full'")
     if (stack.autocast or stack.dtype) != stack.dtype or stack.dtype == "float32":
         raise Unsupported(f"{setting} was compared in 16 bits only: let dtype be 16 bits wide, and autocast the same")
-    if not isinstance(method, LoRA):
+    adapters = method.adapters
+    if adapters is None:
         return
-    if method.modules_to_save:
+    if adapters.modules_to_save:
         raise Unsupported(f"{setting} with modules_to_save has not been compared; leave one of them out")
     storage = method.storage
     if storage is None:
         return
-    if adapts_whole_mlp(method, model.num_hidden_layers):
+    if adapts_whole_mlp(adapters, model.num_hidden_layers):
         raise Unsupported(
             f"{setting} with adapters on gate_proj, up_proj and down_proj over four-bit layers stops: the plugin's "
             "backward pass multiplies tensors of different widths; leave one of them out of target_modules"
@@ -183,12 +193,13 @@ def _fused_kernels(model: ModelSpec, method: Method, stack: Stack) -> None:
 
 def _dtypes(model: ModelSpec, method: Method, stack: Stack) -> None:
     """Refuse tensors of two dtypes where torch multiplies or joins only those of one."""
+    adapters = method.adapters
     if (
-        isinstance(method, LoRA)
-        and method.storage is not None
+        adapters is not None
+        and adapters.storage is not None
         and stack.autocast is not None
-        and {_unadapted_dtype(model, method, stack), stack.autocast} == {"bfloat16", "float16"}
-        and not _adapts_rotated(method, model.num_hidden_layers)
+        and {_unadapted_dtype(model, adapters, stack), stack.autocast} == {"bfloat16", "float16"}
+        and not _adapts_rotated(adapters, model.num_hidden_layers)
     ):
         raise Unsupported(
             f"autocast={stack.autocast!r} over four-bit layers loaded with dtype={stack.dtype!r}: queries and keys "

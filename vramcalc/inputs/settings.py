@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from vramcalc.errors import InvalidValue, UnknownName, Unsupported
 from vramcalc.inputs.quantization import BitsAndBytes4bit, spelled_out
@@ -22,13 +22,13 @@ def kind_of(method: object, training: object, stack: object) -> MethodClass:
         UnknownName: no such method.
         InvalidValue: neither a name nor a spec, of any of the three.
     """
-    for what, value, kinds in (("method", method, (str, FullFineTuning, LoRA)), ("stack", stack, (str, Stack))):
+    for what, value, kinds in (("method", method, (str, *METHOD_CLASSES.values())), ("stack", stack, (str, Stack))):
         if not isinstance(value, kinds):
             raise InvalidValue(what, value, "a name or a spec", f"such as {_NAMED[what]!r}")
     if training is not None and not isinstance(training, TrainingSpec):
         raise InvalidValue("training", training, "a TrainingSpec", "or give its fields as keywords")
-    if isinstance(method, (FullFineTuning, LoRA)):
-        return type(method)
+    if not isinstance(method, str):
+        return cast("type[FullFineTuning] | type[LoRA]", type(method))
     if str(method) not in METHOD_CLASSES:
         raise UnknownName("method", str(method), METHOD_CLASSES)
     return METHOD_CLASSES[str(method)]

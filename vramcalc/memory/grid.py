@@ -17,7 +17,7 @@ from vramcalc import display
 from vramcalc.errors import InvalidValue
 from vramcalc.inputs import catalog
 from vramcalc.inputs.job import Job
-from vramcalc.inputs.stack import Gpu, LoRA, Method, ModelSpec, Stack, TrainingSpec
+from vramcalc.inputs.stack import Gpu, Method, ModelSpec, Stack, TrainingSpec
 from vramcalc.memory.calibration.calibration import interval_around
 from vramcalc.memory.calibration.conformal import LEVEL
 from vramcalc.memory.calibration.file import current
@@ -134,7 +134,7 @@ def estimate_grid(
         job,
         full[0].copy(),
         full[1].copy(),
-        full[2].copy() if isinstance(job.method, LoRA) else None,
+        full[2].copy() if job.method.adapters else None,
         peaks.reshape(shape),
         names.reshape(shape),
         walks,

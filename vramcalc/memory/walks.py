@@ -14,7 +14,6 @@ from functools import cached_property, lru_cache
 
 from vramcalc.inputs.alloc_conf import AllocatorSettings
 from vramcalc.inputs.job import Job
-from vramcalc.inputs.stack import LoRA
 from vramcalc.inputs.targets import layers_alike
 from vramcalc.memory.ledger import SCENE, Instant, Row, instants, rows_at, size_of
 from vramcalc.memory.timeline import Timeline, timeline_of
@@ -41,7 +40,8 @@ def without_cycle_collector() -> Iterator[None]:
 def depths(job: Job) -> list[int]:
     """Numbers of layers to walk, in the order they are tried."""
     n_layers = job.model.num_hidden_layers
-    alike = not isinstance(job.method, LoRA) or layers_alike(job.method, n_layers, job.model.num_local_experts or 0)
+    adapters = job.method.adapters
+    alike = adapters is None or layers_alike(adapters, n_layers, job.model.num_local_experts or 0)
     # The first layer is given another dtype than the rest, so the one that stands for most must not follow it.
     more = int(job.stack.casts_embeddings_to_bf16)
     return [n + more for n in WALKED_LAYERS if alike and n + more < n_layers] + [n_layers]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from vramcalc.inputs.alloc_conf import read
 from vramcalc.inputs.job import Job
 from vramcalc.inputs.release_dates import UNKNOWN, candidates, not_modelled, unknown_since
-from vramcalc.inputs.stack import Gpu, LoRA
+from vramcalc.inputs.stack import Gpu
 from vramcalc.inputs.torch_releases import TORCH_RELEASES
 from vramcalc.memory.calibration.similarity import kernel
 from vramcalc.memory.unexplained import unexplained_bytes
@@ -48,11 +48,12 @@ def _on_sizes(job: Job) -> Iterator[str]:
             f"seq_len {training.seq_len:,} is above the model's max_position_embeddings "
             f"({model.max_position_embeddings:,})"
         )
-    if isinstance(job.method, LoRA):
+    adapters = job.method.adapters
+    if adapters is not None:
         narrowest = min(model.hidden_size, model.num_key_value_heads * model.head_dim)
-        if job.method.rank > narrowest:
+        if adapters.rank > narrowest:
             yield (
-                f"rank {job.method.rank:,} is above the width of the narrowest layer ({narrowest:,}); "
+                f"rank {adapters.rank:,} is above the width of the narrowest layer ({narrowest:,}); "
                 "such an adapter has more parameters than the layer"
             )
 

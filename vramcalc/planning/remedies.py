@@ -9,7 +9,7 @@ from typing import Any
 from vramcalc.errors import DoesNotFit, InvalidValue, Unsupported
 from vramcalc.inputs.job import Job
 from vramcalc.inputs.presets import PRESETS, stack_of
-from vramcalc.inputs.stack import OWN_LOSSES, FullFineTuning, LoRA, Method, Stack, TrainingSpec
+from vramcalc.inputs.stack import OWN_LOSSES, LoRA, Method, Stack, TrainingSpec
 from vramcalc.memory.estimate import Estimate, estimate_job
 from vramcalc.planning.largest import largest_value
 from vramcalc.planning.verdict import Status, Verdict, verdict
@@ -160,13 +160,13 @@ def _optimizers(job: Job) -> Iterator[Change]:
 
 def _weights(job: Job) -> Iterator[Change]:
     """What is frozen needs no float32, as far as the GPU has bfloat16."""
-    if isinstance(job.method, LoRA) and job.stack.dtype == "float32" and job.compute_capability >= (8, 0):
+    if job.method.adapters and job.stack.dtype == "float32" and job.compute_capability >= (8, 0):
         yield "bf16 weights", {"dtype": "bfloat16"}
 
 
 def _methods(job: Job) -> Iterator[Change]:
     """Methods that store less, with what the recipe changes for them."""
-    if isinstance(job.method, FullFineTuning):
+    if job.method.adapters is None:
         yield "LoRA r=16", {"method": "lora"}
     if job.method.storage is None:
         over = job.method.over_four_bits()

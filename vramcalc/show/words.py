@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from vramcalc.inputs.job import Job
 from vramcalc.inputs.release_dates import UNKNOWN
-from vramcalc.inputs.stack import Gpu, LoRA, Stack, TrainingSpec
+from vramcalc.inputs.stack import Gpu, Stack, TrainingSpec
 from vramcalc.inputs.targets import usual_adapter_dtype
 from vramcalc.interval import Interval
 from vramcalc.memory.calibration.file import current
@@ -65,8 +65,9 @@ def precision(job: Job) -> str:
         )
     else:
         parts.append("no autocast")
-    if isinstance(job.method, LoRA):
-        parts.append(f"{SHORT_DTYPES[usual_adapter_dtype(job.method, stack)]} adapters")
+    adapters = job.method.adapters
+    if adapters is not None:
+        parts.append(f"{SHORT_DTYPES[usual_adapter_dtype(adapters, stack)]} adapters")
     if storage is not None:
         parts.append(_preparation(stack))
     return ", ".join(parts)

@@ -33,7 +33,7 @@ def described(
     """
     if type(method) in (FullFineTuning, LoRA, QLoRA):
         return method, 0
-    if not isinstance(method, LoRA) or isinstance(model, Matrices):
+    if method.adapters is None or isinstance(model, Matrices):
         raise Unsupported(
             f"what method {method.kind!r} moves is not counted, so that its time and cost are not known; its memory "
             "is: ask for an estimate, or for the time of 'full', 'lora' or 'qlora'"

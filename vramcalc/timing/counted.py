@@ -10,7 +10,7 @@ from typing import Literal
 
 from vramcalc.errors import Unsupported
 from vramcalc.inputs.job import Job
-from vramcalc.inputs.stack import LoRA, Method, Stack
+from vramcalc.inputs.stack import Method, Stack
 from vramcalc.inputs.targets import layers_alike
 from vramcalc.memory.walks import depths, without_cycle_collector
 from vramcalc.shadow.depth.products import at_full_depth, copies
@@ -70,7 +70,8 @@ def counted(job: Job) -> Counted:
 def counted_outline(matrices: Matrices, method: Method, stack: Stack, checkpointing: str) -> Counted:
     """The same for an architecture whose matrices alone are known, and a single token, with which all of it grows."""
     n_layers = matrices.num_hidden_layers
-    alike = not isinstance(method, LoRA) or layers_alike(method, n_layers)
+    adapters = method.adapters
+    alike = adapters is None or layers_alike(adapters, n_layers)
 
     def walk(walked: int) -> tuple[Work, frozenset[str]]:
         return walk_outline(matrices, method, stack, checkpointing, walked)

@@ -6,7 +6,7 @@ does is left out, so that a walk of one says nothing about memory.
 
 from __future__ import annotations
 
-from vramcalc.inputs.stack import LoRA, Method, Stack
+from vramcalc.inputs.stack import Method, Stack
 from vramcalc.shadow import methods
 from vramcalc.shadow.engine import attention, ops
 from vramcalc.shadow.engine.autograd import Engine
@@ -126,10 +126,10 @@ def walk_outline(
     tape.mark("step.0.forward")
     net = Outline(methods.factory(e, method, stack), matrices, n_layers, eager=stack.attn_implementation == "eager")
     loaded = frozenset(p.name for p in net.parameters())
-    methods.attach(net, method, stack, method.rank if isinstance(method, LoRA) else 1)
+    methods.attach(net, method, stack, method.adapters.rank if method.adapters else 1)
     e.autocast = stack.autocast
     x = net.embed_tokens(e.new((1, 1), "int64", "input_ids"))
-    if isinstance(method, LoRA) and checkpointing != "none" and x.node is None:
+    if method.adapters and checkpointing != "none" and x.node is None:
         x.node = Leaf()
     for i, block in enumerate(net.blocks):
         tape.at(i)

@@ -97,7 +97,8 @@ def method_ratios(found: Estimate) -> tuple[TimeRatio, ...]:
     None where the GPU's speed is not known, or there is no GPU.
     """
     mine = found.job
-    given = {n: getattr(mine.method, n) for n in LoRA.model_fields if n != "kind" and isinstance(mine.method, LoRA)}
+    adapters = mine.method.adapters
+    given = {n: getattr(adapters, n) for n in LoRA.model_fields if n != "kind"} if adapters else {}
     methods: tuple[Method, ...] = (FullFineTuning(), LoRA(**given), QLoRA(**given))
     others = [
         Job(mine.model, method, mine.training, mine.stack, mine.compute_capability)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from vramcalc.inputs.model import ModelSpec
-from vramcalc.inputs.stack import OWN_LOSSES, FullFineTuning, LoRA, Method, QLoRA, Stack, TrainingSpec, kbit_prepared
+from vramcalc.inputs.stack import OWN_LOSSES, Method, Stack, TrainingSpec, kbit_prepared
 from vramcalc.inputs.targets import is_saved, is_target, layers_alike
 from vramcalc.timing.beyond import described, moved_by_family
 from vramcalc.timing.flops import Flops, Tokens, step_flops
@@ -179,8 +179,8 @@ class _Sizes:
     @cached_property
     def adapted(self) -> list[tuple[int, int]]:
         """Widths of all projections that have an adapter."""
-        method, model = self.method, self.model
-        if not isinstance(method, LoRA):
+        method, model = self.method.adapters, self.model
+        if method is None:
             return []
         alike = layers_alike(method, model.num_hidden_layers)
         found = [
@@ -196,7 +196,7 @@ class _Sizes:
     def quantised(self) -> int:
         """Projections in four bits."""
         model = self.model
-        return model.num_hidden_layers * sum(x.copies for x in model.linears) if isinstance(self.method, QLoRA) else 0
+        return model.num_hidden_layers * sum(x.copies for x in model.linears) if self.method.storage else 0
 
     @property
     def experts(self) -> int:
@@ -207,7 +207,7 @@ class _Sizes:
     @property
     def computing(self) -> int:
         """Bytes of an element inside the layers."""
-        low = self.method.bnb_4bit_compute_dtype if isinstance(self.method, QLoRA) else self.stack.dtype
+        low = self.method.storage.bnb_4bit_compute_dtype if self.method.storage else self.stack.dtype
         return _SIZE[self.stack.autocast or low]
 
     @property
@@ -224,7 +224,7 @@ class _Sizes:
     @property
     def inner(self) -> int:
         """Bytes of an element between products: bitsandbytes returns the dtype that it was given."""
-        raised = self.norms_float32 and isinstance(self.method, QLoRA) and not self.recipe.gptq
+        raised = self.norms_float32 and self.method.storage and not self.recipe.gptq
         return 4 if raised else self.computing
 
     @property
@@ -232,7 +232,7 @@ class _Sizes:
         """Weights read by the products and gradients written; the copies that autocast makes of float32 weights."""
         model, size = self.model, self.computing
         layers = model.layer_params * model.num_hidden_layers
-        trained = layers if isinstance(self.method, FullFineTuning) else 0
+        trained = layers if self.method.adapters is None else 0
         copies = 6 * layers if _SIZE[self.stack.dtype] > size and not self.quantised else 0
         head = model.hidden_size * model.vocab_size
         return size * (self.passes * layers + 2 * head + trained) + (1 + self.again) * copies
@@ -274,9 +274,9 @@ class _Sizes:
             forward = sum(x * d_in + 2 * x * d_out for d_in, d_out in self.adapted)
         else:
             # PEFT casts the input to the adapter's dtype, unless the weight has four bits and autocast does it.
-            handed = x if stack.autocast and isinstance(self.method, QLoRA) else kept
+            handed = x if stack.autocast and self.method.storage else kept
             casts = (x + handed) * (handed != x) + (handed + a) * (a != handed)
-            dropped = 2 * handed + 1 if isinstance(self.method, LoRA) and self.method.lora_dropout > 0 else 0
+            dropped = 2 * handed + 1 if self.method.adapters and self.method.adapters.lora_dropout > 0 else 0
             added = 2 * a + x + a + max(x, a)
             forward = sum(d_in * (casts + dropped) + d_out * added for d_in, d_out in self.adapted)
         return self.flops.tokens.computed * forward * (3 + self.again) + self.more
@@ -302,7 +302,7 @@ class _Sizes:
     @property
     def optimizer(self) -> float:
         """Parameters, gradients and states, read and written once per step; gradients again where they are clipped."""
-        size = _SIZE[self.stack.dtype] if isinstance(self.method, FullFineTuning) else 4
+        size = _SIZE[self.stack.dtype] if self.method.adapters is None else 4
         optim = self.training.optim
         accesses = next((n for name, n in _ACCESSES.items() if name in optim), 7)
         states = 4 if "8bit" in optim or "4bit" in optim else 0
@@ -312,8 +312,8 @@ class _Sizes:
     @property
     def trainable(self) -> int:
         """Elements that train."""
-        model, method = self.model, self.method
-        if not isinstance(method, LoRA):
+        model, method = self.model, self.method.adapters
+        if method is None:
             return model.total_params
         copied = sum(is_saved(method, name) for name in (model.embedding, "lm_head"))
         saved = copied * model.vocab_size * model.hidden_size

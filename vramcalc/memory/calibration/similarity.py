@@ -11,7 +11,7 @@ from typing import Any
 from vramcalc.inputs.base import Usual
 from vramcalc.inputs.job import Job
 from vramcalc.inputs.quantization import BitsAndBytes4bit
-from vramcalc.inputs.stack import Gpu, LoRA, Method, QLoRA, kbit_prepared
+from vramcalc.inputs.stack import Gpu, Method, QLoRA, kbit_prepared
 from vramcalc.shadow.families.common.attention_kernel import attention_kernel
 
 _VERSIONS = frozenset({"torch", "cuda", "transformers", "peft", "bitsandbytes"})
@@ -64,7 +64,7 @@ def likeness(job: Job, architecture: str | None) -> Likeness:
     """See :class:`Likeness`; a GPU generation that is not named is like any."""
     training, stack, attention = job.training, job.stack, kernel(job)
     plain = {name: value for name, value in _told(stack.model_dump()).items() if name not in _ELSEWHERE}
-    if not isinstance(job.method, LoRA):
+    if job.method.adapters is None:
         del plain["adapter_dtype"]
     if job.method.storage is None:
         del plain["prepare_model_for_kbit_training"]

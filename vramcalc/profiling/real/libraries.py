@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from vramcalc.errors import Unsupported
-from vramcalc.inputs.stack import FullFineTuning, LoRA, Method, ModelSpec, Stack, TrainingSpec, kbit_prepared
+from vramcalc.inputs.stack import LoRA, Method, ModelSpec, Stack, TrainingSpec, kbit_prepared
 from vramcalc.profiling.real.releases import dtype_argument
 
 _BNB_OPTIMIZERS = {
@@ -110,7 +110,8 @@ def attach(
         The model to call.
     """
     checkpointing = training.gradient_checkpointing
-    if isinstance(method, FullFineTuning) and adapt is None:
+    adapters = method.adapters
+    if adapters is None and adapt is None:
         for parameter in model.parameters():
             parameter.requires_grad_(True)
     else:
@@ -120,15 +121,15 @@ def attach(
             prepare_kbit(model)
         if adapt is not None:
             model = adapt(model)
-        elif isinstance(method, LoRA):
-            model = _get_peft_model(model, method, stack)
+        elif adapters is not None:
+            model = _get_peft_model(model, adapters, stack)
         if method.storage is not None and stack.casts_embeddings_to_bf16:
             _cast_embeddings_to_bf16(model)
     if checkpointing != "none":
         model.gradient_checkpointing_enable(  # type: ignore[operator]
             gradient_checkpointing_kwargs={"use_reentrant": checkpointing == "reentrant"}
         )
-        if not isinstance(method, FullFineTuning):
+        if adapters is not None:
             model.enable_input_require_grads()  # type: ignore[operator]
     model.train()
     return model

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from vramcalc.inputs.job import Job
-from vramcalc.inputs.stack import OWN_LOSSES, FullFineTuning, LoRA, Stack
+from vramcalc.inputs.stack import OWN_LOSSES, Stack
 from vramcalc.shadow import methods
 from vramcalc.shadow.engine import ops
 from vramcalc.shadow.engine.autograd import Engine
@@ -32,8 +32,8 @@ class Sizes:
     @classmethod
     def of(cls, job: Job) -> Sizes:
         """The job's own."""
-        rank = job.method.rank if isinstance(job.method, LoRA) else 1
-        return cls(job.training.micro_batch_size, job.training.seq_len, rank)
+        adapters = job.method.adapters
+        return cls(job.training.micro_batch_size, job.training.seq_len, adapters.rank if adapters else 1)
 
 
 def step_name(number: int) -> str:
@@ -68,7 +68,7 @@ class Loop:
         self.work = Work(tape) if counts else Uncounted()
         self.engine = e = Engine(tape, self.work)
         stack, training = job.stack, job.training
-        trains_embeddings = isinstance(job.method, FullFineTuning)
+        trains_embeddings = job.method.adapters is None
         context = Context(
             stack,
             job.compute_capability,
