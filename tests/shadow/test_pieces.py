@@ -10,7 +10,7 @@ from __future__ import annotations
 import pytest
 from played import engine, given, parameter, played
 
-from vramcalc.shadow.engine import ops
+from vramcalc.shadow.engine import norms
 from vramcalc.shadow.engine import scaling_and_clipping as gradients
 from vramcalc.shadow.engine.tape import ITEMSIZE, promote
 from vramcalc.shadow.quantization.bitsandbytes import Linear4bit, Packed4bit
@@ -81,7 +81,7 @@ def test_a_norm_is_worked_out_in_float32() -> None:
     """``LlamaRMSNorm.forward``: variables die where the source overwrites them."""
     e = engine()
     x, weight = given(e, (2, 3, 8)), parameter(e, (8,))
-    found, y = played(e, lambda: ops.rms_norm(e, x, weight))
+    found, y = played(e, lambda: norms.rms_norm(e, x, weight))
     back = played(e, lambda: e.backward(y.node, given(e, y.shape, y.dtype, grad=False)))[0]
     assert ", ".join(found) == (
         "+192 to, +192 pow, +24 mean, -192 pow, +24 add, +24 rsqrt, -24 add, +192 mul, +96 to, +96 mul, -192 mul, "

@@ -79,7 +79,7 @@ def quantised_model(model: ModelSpec, storage: BitsAndBytes4bit, stack: Stack, d
             if id(parameter) not in made:
                 made[id(parameter)] = _materialised(parameter, name, dtype, device)
             module._parameters[name] = made[id(parameter)]
-    _make_rotary(built, device)
+    _make_buffers(built, dtype, device)
     built.tie_weights()
     built.is_loaded_in_4bit = True  # what PEFT asks for
     left = [name for name, tensor in (*built.named_parameters(), *built.named_buffers()) if tensor.is_meta]
@@ -102,9 +102,12 @@ def _materialised(parameter: Any, name: str, dtype: torch.dtype, device: str) ->
     return bnb.nn.Params4bit(value, requires_grad=False, **parameter.__dict__).to(device)
 
 
-def _make_rotary(model: nn.Module, device: str) -> None:
-    """Rotary embeddings compute their buffers when they are made."""
+def _make_buffers(model: nn.Module, dtype: torch.dtype, device: str) -> None:
+    """Rotary embeddings compute their buffers when they are made; an embedding's scale is a number that it keeps."""
     for parent in list(model.modules()):
+        if "embed_scale" in parent._buffers:
+            scale = torch.tensor(parent.scalar_embed_scale, dtype=dtype, device=device)
+            parent.register_buffer("embed_scale", scale, persistent=False)
         for name, child in list(parent.named_children()):
             if "inv_freq" in child._buffers:
                 with torch.device(device):
