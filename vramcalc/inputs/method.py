@@ -107,9 +107,14 @@ class LoRA(Spec):
             "modules_to_save": sorted(self.modules_to_save) or None,
         }
 
+    def plain(self, storage: BitsAndBytes4bit | None) -> LoRA:
+        """LoRA with the same adapters over a base model that is stored so, None for one that is not quantised."""
+        fields = {name: getattr(self, name) for name in LoRA.model_fields if name != "kind"}
+        return LoRA(**fields) if storage is None else QLoRA(**fields, **dict(storage))
+
     def over_four_bits(self) -> LoRA:
         """The same over a base model stored in NF4."""
-        return QLoRA(**{name: getattr(self, name) for name in LoRA.model_fields if name != "kind"})
+        return self.plain(BitsAndBytes4bit())
 
     def told(self) -> str:
         """``"LoRA r=16 on all-linear"``."""

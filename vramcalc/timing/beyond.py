@@ -38,9 +38,7 @@ def described(
             f"what method {method.kind!r} moves is not counted, so that its time and cost are not known; its memory "
             "is: ask for an estimate, or for the time of 'full', 'lora' or 'qlora'"
         )
-    fields = {name: getattr(method, name) for name in LoRA.model_fields if name != "kind"}
-    storage = method.storage
-    near = LoRA(**fields) if storage is None else QLoRA(**fields, **dict(storage))
+    near = method.adapters.plain(method.storage)
     same = _as_long(training, tokens)
     moved, plain = (counted(Job(model, m, same, stack)).moved for m in (method, near))
     return near, moved - plain

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from vramcalc.errors import Unsupported
 from vramcalc.inputs.job import Job
-from vramcalc.inputs.stack import FullFineTuning, Gpu, LoRA, Method, QLoRA
+from vramcalc.inputs.quantization import BitsAndBytes4bit
+from vramcalc.inputs.stack import FullFineTuning, Gpu, LoRA, Method
 from vramcalc.timing.expected import device_of, expected_of, job_of
 from vramcalc.timing.fitted_factors import timing_table
 from vramcalc.timing.flops import Tokens
@@ -97,9 +98,8 @@ def method_ratios(found: Estimate) -> tuple[TimeRatio, ...]:
     None where the GPU's speed is not known, or there is no GPU.
     """
     mine = found.job
-    adapters = mine.method.adapters
-    given = {n: getattr(adapters, n) for n in LoRA.model_fields if n != "kind"} if adapters else {}
-    methods: tuple[Method, ...] = (FullFineTuning(), LoRA(**given), QLoRA(**given))
+    adapters = mine.method.adapters or LoRA()
+    methods: tuple[Method, ...] = (FullFineTuning(), adapters.plain(None), adapters.plain(BitsAndBytes4bit()))
     others = [
         Job(mine.model, method, mine.training, mine.stack, mine.compute_capability)
         for method in methods

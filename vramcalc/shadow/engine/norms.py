@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vramcalc.shadow.engine import ops
 from vramcalc.shadow.engine.autograd import Engine
-from vramcalc.shadow.engine.graph import Gradients, Parameter
+from vramcalc.shadow.engine.graph import Backward, Gradients, Parameter
 from vramcalc.shadow.engine.ops import Saved
 from vramcalc.shadow.engine.tape import Tensor
 
@@ -15,7 +15,7 @@ def rms_norm(e: Engine, x: Tensor, weight: Parameter) -> Tensor:
     hidden_states = ops.to(e, x, "float32")
     variance = _mean(e, _square(e, hidden_states))
     hidden_states = ops.mul(e, hidden_states, _rsqrt(e, ops.add_constant(e, variance)))
-    return _scale(e, weight, ops.to(e, hidden_states, input_dtype))
+    return ops.mul_columns(e, weight.tensor, ops.to(e, hidden_states, input_dtype))
 
 
 def rms_norm_centered(e: Engine, x: Tensor, weight: Parameter) -> Tensor:
@@ -31,16 +31,7 @@ def _normalised(e: Engine, x: Tensor) -> Tensor:
 
 
 def _square(e: Engine, x: Tensor) -> Tensor:
-    shape, dtype = x.shape, x.dtype
-
-    def backward(_saved: Saved, g: Tensor) -> Gradients:
-        power = e.new(shape, dtype, "pow")
-        doubled = e.new(shape, dtype, "mul")
-        result = e.new(shape, dtype, "pow backward")
-        del doubled, power
-        return [result]
-
-    return e.apply("pow", [x], shape, dtype, [x], backward)
+    return e.apply("pow", [x], x.shape, x.dtype, [x], _through_power(e, x, "pow backward"))
 
 
 def _mean(e: Engine, x: Tensor) -> Tensor:
@@ -49,18 +40,19 @@ def _mean(e: Engine, x: Tensor) -> Tensor:
 
 
 def _rsqrt(e: Engine, x: Tensor) -> Tensor:
+    backward = _through_power(e, x, "rsqrt backward")
+    return e.apply("rsqrt", [x], x.shape, x.dtype, (), backward, saves_result=True)
+
+
+def _through_power(e: Engine, x: Tensor, name: str) -> Backward:
+    """The gradient of a power of ``x``: another power, times a number, times what comes in."""
     shape, dtype = x.shape, x.dtype
 
     def backward(_saved: Saved, g: Tensor) -> Gradients:
-        cube = e.new(shape, dtype, "pow")
+        power = e.new(shape, dtype, "pow")
         scaled = e.new(shape, dtype, "mul")
-        result = e.new(shape, dtype, "rsqrt backward")
-        del scaled, cube
+        result = e.new(shape, dtype, name)
+        del scaled, power
         return [result]
 
-    return e.apply("rsqrt", [x], shape, dtype, (), backward, saves_result=True)
-
-
-def _scale(e: Engine, weight: Parameter, x: Tensor) -> Tensor:
-    """``weight * x`` with a weight of the last dimension."""
-    return ops.mul_columns(e, weight.tensor, x)
+    return backward
