@@ -16,10 +16,12 @@ from itertools import combinations
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from vramcalc import ModelSpec, QLoRA, VramcalcError, estimate
+from vramcalc import ModelSpec, VramcalcError, estimate
+from vramcalc.inputs.base import Spec
+from vramcalc.inputs.method import Method
 from vramcalc.inputs.presets import PRESETS
 from vramcalc.inputs.releases import RELEASES
-from vramcalc.inputs.stack import FullFineTuning, LoRA, Stack, TrainingSpec
+from vramcalc.inputs.stack import Stack, TrainingSpec
 from vramcalc.memory.estimate import Estimate
 
 SEED = int(os.environ.get("VRAMCALC_SEED", "0"))
@@ -27,8 +29,8 @@ SEED = int(os.environ.get("VRAMCALC_SEED", "0"))
 REPLAYED = 0.15
 """Share of jobs that the allocator is asked about."""
 
-METHODS = ("full", "lora", "qlora")
-_SPECS = {"full": FullFineTuning, "lora": LoRA, "qlora": QLoRA}
+_SPECS: dict[str, type[Spec]] = {m.model_fields["kind"].default: m for m in get_args(Method)}
+METHODS = tuple(_SPECS)
 _LABELS = {"kind", "name"}
 
 EXAMPLES: dict[str, tuple[Any, ...]] = {
@@ -42,6 +44,7 @@ EXAMPLES: dict[str, tuple[Any, ...]] = {
     "micro_batch_size": (2, 3),
     "modules_to_save": (["lm_head"], ["embed_tokens"], ["norm"], ["q_proj"], ["embed_tokens", "lm_head"]),
     "peft": ("0.12", "0.21"),
+    "quantization": (None, "nf4", "fp4"),
     "rank": (1, 8, 300),
     "seq_len": (8, 100, 333),
     "seq_lens": ((100,), (128, 64, 96, 64, 64, 128), (64, 128), (48, 48, 48, 16)),

@@ -7,9 +7,10 @@ from typing import Any, get_args
 from hypothesis import strategies as st
 
 from vramcalc import Estimate, ModelSpec, estimate
+from vramcalc.inputs.method import Method
 from vramcalc.inputs.stack import KeepsOutputs, LossKind
 
-METHODS = ("full", "lora", "qlora", "dora")
+METHODS = tuple(m.model_fields["kind"].default for m in get_args(Method))
 CHECKPOINTING = ("none", "reentrant", "non_reentrant")
 
 SETTINGS = st.fixed_dictionaries(
