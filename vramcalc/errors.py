@@ -100,6 +100,17 @@ class UnknownName(VramcalcError, ValueError):
         super().__init__(f"no {kind} named {shown(name)}{offer or ';' * bool(remedy)}{' ' + remedy if remedy else ''}")
 
 
+class AmbiguousName(UnknownName):
+    """A name that several things of a table go by; ``near`` holds their names."""
+
+    def __init__(self, name: str, meant: dict[str, str], remedy: str = "") -> None:
+        """From what the name may mean: names of the table, each with what tells it from the others."""
+        self.name, self.near = name, list(meant)
+        *first, last = (f"{known} ({what})" for known, what in meant.items())
+        text = f"{shown(name)} may mean {', '.join(first)} or {last}: name one{'; ' + remedy if remedy else ''}"
+        VramcalcError.__init__(self, text)
+
+
 class Unsupported(VramcalcError, ValueError):
     """A setting that is real but outside what vramcalc models; it is refused, never approximated."""
 

@@ -17,10 +17,10 @@ GIB = 1 << 30
 _SUFFIXES = {
     "": 1,
     "b": 1,
-    "kib": KIB,
-    "mib": MIB,
-    "gib": GIB,
-    "tib": 1 << 40,
+    **dict.fromkeys(("k", "kib"), KIB),
+    **dict.fromkeys(("m", "mib"), MIB),
+    **dict.fromkeys(("g", "gib"), GIB),
+    **dict.fromkeys(("t", "tib"), 1 << 40),
     "kb": 10**3,
     "mb": 10**6,
     "gb": 10**9,
@@ -30,9 +30,10 @@ _BYTES = re.compile(r"([0-9]{1,18})(?:\.([0-9]{1,18}))?\s*([a-z]*)", re.IGNORECA
 
 
 def parse_bytes(text: str, *, name: str = "size") -> int:
-    """Bytes in a string such as ``"80GiB"``, ``"24 GB"`` or ``"4096"``.
+    """Bytes in a string such as ``"80GiB"``, ``"24 GB"`` or ``"25769803776"``.
 
-    Binary suffixes (KiB, MiB, GiB, TiB) are powers of 1024, decimal ones (kB, MB, GB, TB) powers of 1000.
+    Binary suffixes (KiB, MiB, GiB, TiB, and K, M, G, T as schedulers write them) are powers of 1024, decimal ones (kB,
+    MB, GB, TB) powers of 1000.
 
     Args:
         text: a number and an optional suffix.
@@ -42,12 +43,15 @@ def parse_bytes(text: str, *, name: str = "size") -> int:
         The size, rounded down to a whole byte. [B]
 
     Raises:
-        InvalidValue: the text is not a number followed by a known suffix.
+        InvalidValue: the text is not a number followed by a known suffix, or a bare number under a megabyte, which
+            is more likely to lack its unit.
     """
     match = _BYTES.fullmatch(text.strip())
     factor = _SUFFIXES.get(match[3].lower()) if match else None
     if match is None or factor is None:
         raise InvalidValue(name, text, "a number of bytes, or a number followed by KiB, MiB, GiB, kB, MB or GB")
+    if not match[3] and 0 < float(f"{match[1]}.{match[2] or 0}") < MIB:
+        raise InvalidValue(name, text, "a unit behind so small a number", f"{text.strip()}GiB, or {text.strip()}B")
     decimals = match[2] or ""
     scale: int = 10 ** len(decimals)
     return int(match[1] + decimals) * factor // scale

@@ -176,7 +176,7 @@ def test_capacity_is_a_little_below_what_the_box_says(row: tables.Row) -> None:
 @pytest.mark.parametrize("row", GPUS, ids=lambda row: row["gpu_id"])
 def test_a_gpu_is_read_back_or_refused_by_name(row: tables.Row) -> None:
     known = row["torch_total_mib"] or row["nvml_total_mib"]
-    if row["vendor"] != "NVIDIA" or not known:
+    if row["vendor"] != "NVIDIA":
         with pytest.raises(Unsupported, match=row["gpu_id"]):
             catalog.gpu(row["gpu_id"])
         return

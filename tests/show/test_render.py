@@ -489,7 +489,9 @@ def test_a_verdict_is_read_on_its_background(status: str) -> None:
     ("text", "n_bytes"),
     [
         ("0", 0),
-        ("4096", 4096),
+        ("4194304", 4194304),
+        ("24G", 24 * GIB),
+        ("512M", 512 * MIB),
         ("4096 B", 4096),
         ("1KiB", KIB),
         ("24 GiB", 24 * GIB),
@@ -516,6 +518,12 @@ def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(
         InvalidValue, match=r"--gpu-memory = .*: expected a number of bytes, or a number followed by KiB"
     ):
+        parse_bytes(text, name="--gpu-memory")
+
+
+@pytest.mark.parametrize("text", ["24", "80", "1048575", "0.5"])
+def test_a_small_number_without_a_unit_is_refused(text: str) -> None:
+    with pytest.raises(InvalidValue, match=rf"expected a unit behind so small a number; {text}GiB, or {text}B"):
         parse_bytes(text, name="--gpu-memory")
 
 

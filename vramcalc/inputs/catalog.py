@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from vramcalc import tables
-from vramcalc.errors import HubMissing, HubOffline, InvalidValue, UnknownName, Unsupported
+from vramcalc.errors import AmbiguousName, HubMissing, HubOffline, InvalidValue, UnknownName, Unsupported, shown
 from vramcalc.inputs.families import FAMILIES
-from vramcalc.inputs.gpu_names import meant
+from vramcalc.inputs.gpu_names import counted, meant
 from vramcalc.inputs.hf_config import read_config, to_spec
 from vramcalc.inputs.stack import Gpu, ModelSpec
 from vramcalc.units import MIB
@@ -20,7 +20,7 @@ _MODELS_REMEDY = "'vramcalc models' lists them; a path to a config.json works to
 SUPPORTED = tuple(FAMILIES)
 """Values of ``model_type`` that there is a family for."""
 
-_TORCH_SHARE = 0.982
+_TORCH_SHARE = 0.9816
 """torch reports up to 1.8 % less than NVML in the pairs of the table; that much is taken where only NVML's is known."""
 
 
@@ -136,7 +136,9 @@ def gpu_row(name: str) -> tables.Row:
     """A GPU's row by id, or by another name that says which one it is.
 
     Raises:
-        UnknownName: no GPU goes by that name, or several may; those are offered.
+        UnknownName: no GPU goes by that name.
+        AmbiguousName: several may; they are listed with their memory.
+        Unsupported: several GPUs are asked for.
         InvalidValue: no id at all.
     """
     if not isinstance(name, str) or not name:
@@ -144,19 +146,25 @@ def gpu_row(name: str) -> tables.Row:
     rows = _gpu_rows()
     if (row := rows.get(name.lower())) is not None:
         return row
-    found = meant(name, rows.values())
-    if len(found) == 1:
-        return rows[found[0]]
-    raise UnknownName("GPU", name, found or rows, "'vramcalc gpus' lists them.")
+    kind, n = counted(name)
+    found = [rows[gpu_id] for gpu_id in meant(kind, rows.values())]
+    if len(found) > 1:
+        raise AmbiguousName(kind, {row["gpu_id"]: f"{float(row['memory_gb']):g} GB" for row in found})
+    if not found:
+        raise UnknownName("GPU", kind, rows, "'vramcalc gpus' lists them.")
+    if n != 1:
+        raise Unsupported(f"{shown(name)} is {n} GPUs; jobs on one GPU are modelled so far: name {found[0]['gpu_id']}")
+    return found[0]
 
 
 def gpu(name: str | Gpu) -> Gpu:
     """A GPU by id, such as ``rtx-4090`` or ``h100-sxm``, or as drivers and clouds call it; a spec is itself.
 
     Raises:
-        UnknownName: no GPU goes by that name, or several may.
+        UnknownName: no GPU goes by that name.
+        AmbiguousName: several may.
         InvalidValue: no id at all.
-        Unsupported: the device is not NVIDIA's, or its capacity is not known.
+        Unsupported: the device is not NVIDIA's, or several are asked for.
     """
     if isinstance(name, Gpu):
         return name
@@ -166,13 +174,7 @@ def gpu(name: str | Gpu) -> Gpu:
             f"{row['gpu_id']} is {row['vendor']}'s; only NVIDIA's CUDA allocator and kernels are modelled; "
             "'vramcalc gpus' lists them"
         )
-    capacity = _capacity_bytes(row)
-    if capacity is None:
-        raise Unsupported(
-            f"the capacity of {row['gpu_id']} as NVML or torch report it is not known "
-            f"({row['memory_gb']} GB on the box); give it: --gpu-memory 15GiB, or Gpu(total_bytes=...)"
-        )
-    total, basis = capacity
+    total, basis = _capacity_bytes(row)
     return Gpu(
         gpu_id=row["gpu_id"],
         name=row["name"],
@@ -183,9 +185,7 @@ def gpu(name: str | Gpu) -> Gpu:
     )
 
 
-def _capacity_bytes(row: tables.Row) -> tuple[int, str] | None:
+def _capacity_bytes(row: tables.Row) -> tuple[int, str]:
     if row["torch_total_mib"]:
         return int(row["torch_total_mib"]) * MIB, "as torch reports it"
-    if row["nvml_total_mib"]:
-        return int(int(row["nvml_total_mib"]) * MIB * _TORCH_SHARE), "1.8 % below NVML's total, torch's is not known"
-    return None
+    return int(int(row["nvml_total_mib"]) * MIB * _TORCH_SHARE), "1.8 % below NVML's total, torch's is not known"
