@@ -12,6 +12,8 @@ from vramcalc.errors import AmbiguousName, HubMissing, HubOffline, InvalidValue,
 from vramcalc.inputs.families import FAMILIES
 from vramcalc.inputs.gpu_names import counted, meant
 from vramcalc.inputs.hf_config import read_config, to_spec
+from vramcalc.inputs.model_names import copied_in_four_bits, names, without_address
+from vramcalc.inputs.model_names import meant as meant_models
 from vramcalc.inputs.stack import Gpu, ModelSpec
 from vramcalc.units import MIB
 
@@ -30,11 +32,7 @@ _TORCH_SHARE = 0.9816
 @cache
 def _model_rows() -> dict[str, tables.Row]:
     """Rows of the model table by every name they go by, in lower case."""
-    return {name.lower(): row for row in tables.read("models") for name in _names(row)}
-
-
-def _names(row: tables.Row) -> list[str]:
-    return [row["hf_id"], row["alias"], *row["also"].split()]
+    return {name.lower(): row for row in tables.read("models") for name in names(row)}
 
 
 def model_names() -> list[str]:
@@ -43,14 +41,16 @@ def model_names() -> list[str]:
 
 
 def model(name: str | os.PathLike[str] | ModelSpec) -> ModelSpec:
-    """A model by Hugging Face id, short name, path to a ``config.json`` or its folder, or hub id.
+    """A model by Hugging Face id or address, short name, tag such as ``llama3.1:8b``, or path to a ``config.json``.
 
-    The table answers first, then the file system, then the local hub cache, then the hub. A spec is itself.
+    A path may be that of its folder. The table answers first, then the file system, the names that the table's models
+    may go by, the local hub cache, and the hub. A spec is itself.
 
     Raises:
         UnknownName: nothing goes by that name; near names are offered.
+        AmbiguousName: several models do; they are listed with their size.
         InvalidValue: no name at all.
-        Unsupported: the architecture has no family here.
+        Unsupported: the architecture has no family here, or the weights are a copy in four bits.
         BadConfig: a configuration that cannot be read as a model.
         HubError: the hub gave none; its subclasses say why.
     """
@@ -60,20 +60,38 @@ def model(name: str | os.PathLike[str] | ModelSpec) -> ModelSpec:
         return read_config(Path(os.path.expanduser(name)))
     if not isinstance(name, str) or not name:
         raise InvalidValue("model", name, "a Hugging Face id, a short name or a path", _MODELS_REMEDY)
+    name = without_address(name)
     row = _model_rows().get(name.lower())
     if row is not None:
-        return _from_row(row)
+        return _from_row(row, name)
     path = os.path.expanduser(name)
     if os.path.exists(path) or name.endswith(".json") or name.startswith((".", "/", "~")):
         return read_config(Path(path))
+    found = meant_models(name, tables.read("models"))
+    if len(found) == 1:
+        return _from_row(found[0], name)
+    if found := [row for row in found if row["model_type"] in SUPPORTED]:
+        raise AmbiguousName(name, {row["alias"]: f"{int(row['params_total']) / 1e9:.1f} B" for row in found})
+    _refuse_a_copy_in_four_bits(name)
     unknown = UnknownName("model", name, _supported_names(), _MODELS_REMEDY)
     if not _looks_like_hub_id(name):
         raise unknown
     return _from_hub(name, unknown.near)
 
 
+def _refuse_a_copy_in_four_bits(name: str) -> None:
+    base = copied_in_four_bits(name)
+    found = meant_models(base, tables.read("models")) if base else []
+    if len(found) == 1:
+        some = ", with layers that Unsloth leaves in 16" if "-unsloth-" in name.lower() else ""
+        raise Unsupported(
+            f"{name} is {found[0]['hf_id']} as bitsandbytes stores it in four bits{some}; what reading such a copy "
+            f"leaves behind is not modelled: name {found[0]['alias']} with method qlora, which quantises as it loads"
+        )
+
+
 def _supported_names() -> list[str]:
-    return [name for row in tables.read("models") if row["model_type"] in SUPPORTED for name in _names(row)]
+    return [n for row in tables.read("models") if row["model_type"] in SUPPORTED for n in names(row)]
 
 
 def _from_hub(name: str, near: list[str]) -> ModelSpec:
@@ -91,7 +109,8 @@ def _looks_like_hub_id(name: str) -> bool:
     return bool(slash and owner and repository and "/" not in repository and not any(c.isspace() for c in name))
 
 
-def _from_row(row: tables.Row) -> ModelSpec:
+def _from_row(row: tables.Row, name: str) -> ModelSpec:
+    """The model of a row; hub ids are answered under the name that was asked for."""
     if row["model_type"] not in SUPPORTED:
         raise Unsupported(
             f"{row['hf_id']} is a {row['architecture']} (model_type {row['model_type']!r}), which is not modelled; "
@@ -116,7 +135,7 @@ def _from_row(row: tables.Row) -> ModelSpec:
     config |= {"attention_bias": "q,k,v,o" in biases, "mlp_bias": "mlp" in biases}
     config["tie_word_embeddings"] = row["tie_word_embeddings"] == "true"
     config["sliding_window"] = int(row["sliding_window"]) if row["sliding_window"] else None
-    return to_spec(config, row["hf_id"])
+    return to_spec(config, name if "/" in name else row["hf_id"])
 
 
 # -- GPUs --------------------------------------------------------------------------------------------------------------
