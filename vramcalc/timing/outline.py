@@ -16,7 +16,7 @@ from vramcalc.shadow.engine.ops import Saved
 from vramcalc.shadow.engine.tape import Tape, Tensor
 from vramcalc.shadow.engine.work import Work
 from vramcalc.shadow.families.common import experts
-from vramcalc.shadow.families.llama import CausalLM
+from vramcalc.shadow.families.common.decoder import CausalLM
 from vramcalc.timing.matrices import Matrices
 
 

@@ -11,7 +11,7 @@ from vramcalc.inputs.stack import ModelSpec
 from vramcalc.shadow.engine import modules, norms, ops
 from vramcalc.shadow.engine.modules import Factory, Module
 from vramcalc.shadow.engine.tape import Storage, Tensor
-from vramcalc.shadow.families import llama
+from vramcalc.shadow.families.common import decoder
 from vramcalc.shadow.families.common.context import Context, Shared
 
 
@@ -37,7 +37,7 @@ class TextScaledWordEmbedding(modules.Embedding):
         return ops.mul(self.engine, x, ops.to(self.engine, self.embed_scale, x.dtype))
 
 
-class MLP(llama.MLP):
+class MLP(decoder.MLP):
     """``Gemma2MLP``."""
 
     def act_fn(self, x: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ class MLP(llama.MLP):
         return ops.gelu(self.engine, x)
 
 
-class DecoderLayer(llama.DecoderLayer):
+class DecoderLayer(decoder.DecoderLayer):
     """``Gemma2DecoderLayer``."""
 
     norm_class = RMSNorm
@@ -79,7 +79,7 @@ class DecoderLayer(llama.DecoderLayer):
         return hidden_states
 
 
-class CausalLM(llama.CausalLM):
+class CausalLM(decoder.CausalLM):
     """``Gemma2ForCausalLM``."""
 
     layer_class = DecoderLayer

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from vramcalc.shadow.engine import ops
 from vramcalc.shadow.engine.tape import Tensor
-from vramcalc.shadow.families import llama
+from vramcalc.shadow.families.common import decoder
 
 
-class DecoderLayer(llama.DecoderLayer):
+class DecoderLayer(decoder.DecoderLayer):
     """``GraniteDecoderLayer``."""
 
     def join(self, residual: Tensor, branch: Tensor) -> Tensor:
@@ -18,7 +18,7 @@ class DecoderLayer(llama.DecoderLayer):
         return ops.add(self.engine, residual, ops.mul_scalar(self.engine, branch))
 
 
-class CausalLM(llama.CausalLM):
+class CausalLM(decoder.CausalLM):
     """``GraniteForCausalLM``."""
 
     layer_class = DecoderLayer

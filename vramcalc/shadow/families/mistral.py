@@ -1,5 +1,9 @@
-"""Mistral: Llama's modules; a sliding window, which transformers turns into a mask once the sequence reaches it."""
+"""Mistral: the decoder as it is; a sliding window becomes a mask once the sequence reaches it."""
 
 from __future__ import annotations
 
-from vramcalc.shadow.families.llama import CausalLM as CausalLM
+from vramcalc.shadow.families.common import decoder
+
+
+class CausalLM(decoder.CausalLM):
+    """``MistralForCausalLM``."""

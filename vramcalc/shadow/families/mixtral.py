@@ -10,8 +10,7 @@ from vramcalc.shadow.engine import ops
 from vramcalc.shadow.engine.graph import Parameter
 from vramcalc.shadow.engine.modules import Factory, Module
 from vramcalc.shadow.engine.tape import Tensor
-from vramcalc.shadow.families import llama
-from vramcalc.shadow.families.common import experts
+from vramcalc.shadow.families.common import decoder, experts
 from vramcalc.shadow.families.common.context import Context
 
 
@@ -153,7 +152,7 @@ class FusedMoeBlock(Module):
         return ops.reshape(e, hidden_states, (batch, seq, width))
 
 
-class DecoderLayer(llama.DecoderLayer):
+class DecoderLayer(decoder.DecoderLayer):
     """``MixtralDecoderLayer``."""
 
     def feed_forward(self, make: Factory, name: str, spec: ModelSpec, context: Context) -> Module:
@@ -164,7 +163,7 @@ class DecoderLayer(llama.DecoderLayer):
         return SparseMoeBlock(make, f"{name}.block_sparse_moe", spec, n_experts, lists_tokens=release.lists_tokens)
 
 
-class CausalLM(llama.CausalLM):
+class CausalLM(decoder.CausalLM):
     """``MixtralForCausalLM``, without the load-balancing loss, which transformers leaves out by default."""
 
     layer_class = DecoderLayer

@@ -6,10 +6,10 @@ Reads beside transformers' modeling_qwen2.py.
 from __future__ import annotations
 
 from vramcalc.inputs.stack import ModelSpec
-from vramcalc.shadow.families import llama
+from vramcalc.shadow.families.common import decoder, self_attention
 
 
-class Attention(llama.Attention):
+class Attention(self_attention.Attention):
     """``Qwen2Attention``."""
 
     def biases(self, spec: ModelSpec) -> tuple[bool, bool]:
@@ -17,13 +17,13 @@ class Attention(llama.Attention):
         return True, False
 
 
-class DecoderLayer(llama.DecoderLayer):
+class DecoderLayer(decoder.DecoderLayer):
     """``Qwen2DecoderLayer``."""
 
     attention_class = Attention
 
 
-class CausalLM(llama.CausalLM):
+class CausalLM(decoder.CausalLM):
     """``Qwen2ForCausalLM``."""
 
     layer_class = DecoderLayer

@@ -9,11 +9,11 @@ from vramcalc.inputs.stack import ModelSpec
 from vramcalc.shadow.engine import ops
 from vramcalc.shadow.engine.modules import Factory, Module
 from vramcalc.shadow.engine.tape import Tensor
-from vramcalc.shadow.families import llama
+from vramcalc.shadow.families.common import decoder, self_attention
 from vramcalc.shadow.families.common.context import Context
 
 
-class Attention(llama.Attention):
+class Attention(self_attention.Attention):
     """``Qwen3Attention``."""
 
     def __init__(self, make: Factory, name: str, spec: ModelSpec, context: Context) -> None:
@@ -34,13 +34,13 @@ class Attention(llama.Attention):
         return ops.transpose_heads(e, norm(ops.view_heads(e, x, heads, d)))
 
 
-class DecoderLayer(llama.DecoderLayer):
+class DecoderLayer(decoder.DecoderLayer):
     """``Qwen3DecoderLayer``."""
 
     attention_class = Attention
 
 
-class CausalLM(llama.CausalLM):
+class CausalLM(decoder.CausalLM):
     """``Qwen3ForCausalLM``."""
 
     layer_class = DecoderLayer

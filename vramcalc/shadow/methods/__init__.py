@@ -8,7 +8,7 @@ from vramcalc.shadow.engine.autograd import Engine
 from vramcalc.shadow.engine.graph import Parameter
 from vramcalc.shadow.engine.modules import Factory, RMSNorm
 from vramcalc.shadow.engine.sizes import Size
-from vramcalc.shadow.families.llama import CausalLM
+from vramcalc.shadow.families.common.decoder import CausalLM
 from vramcalc.shadow.fused.fms_acceleration import FusedRMSNorm
 from vramcalc.shadow.methods import dora, full, fused_lora, lora
 from vramcalc.shadow.quantization.loading_4bit import Factory4bit

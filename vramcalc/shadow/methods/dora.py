@@ -17,7 +17,7 @@ from vramcalc.shadow.engine.graph import Parameter
 from vramcalc.shadow.engine.modules import Linear, Module, TiedHead
 from vramcalc.shadow.engine.sizes import Size
 from vramcalc.shadow.engine.tape import Tensor, promote
-from vramcalc.shadow.families.llama import CausalLM
+from vramcalc.shadow.families.common.decoder import CausalLM
 from vramcalc.shadow.methods.lora import LoraLinear, attach_adapters
 from vramcalc.shadow.quantization.bitsandbytes import Linear4bit
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vramcalc.inputs.stack import FullFineTuning, Stack
 from vramcalc.shadow.engine.sizes import Size
-from vramcalc.shadow.families.llama import CausalLM
+from vramcalc.shadow.families.common.decoder import CausalLM
 
 SPECS = (FullFineTuning,)
 

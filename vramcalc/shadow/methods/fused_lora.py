@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from vramcalc.shadow.engine.modules import Module
 from vramcalc.shadow.engine.tape import Tensor
-from vramcalc.shadow.families.llama import Attention, CausalLM
+from vramcalc.shadow.families.common.decoder import CausalLM
+from vramcalc.shadow.families.common.self_attention import Attention
 from vramcalc.shadow.fused.fms_acceleration import Adapted, lora_products
 from vramcalc.shadow.methods.lora import LoraLinear4bit
 from vramcalc.shadow.quantization.bitsandbytes import Linear4bit

@@ -12,7 +12,7 @@ from vramcalc.shadow.engine.graph import Parameter
 from vramcalc.shadow.engine.modules import Embedding, Linear, Module, TiedHead
 from vramcalc.shadow.engine.sizes import Size
 from vramcalc.shadow.engine.tape import Storage, Tensor
-from vramcalc.shadow.families.llama import CausalLM
+from vramcalc.shadow.families.common.decoder import CausalLM
 from vramcalc.shadow.quantization.bitsandbytes import Linear4bit
 
 SPECS = (LoRA, QLoRA)
