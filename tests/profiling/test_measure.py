@@ -40,7 +40,8 @@ from vramcalc.profiling.measure.measure import Measurement, Run, asked_bytes
 from vramcalc.profiling.measure.phases import PhasePeaks
 from vramcalc.profiling.measure.smallest import resolution_of, search
 from vramcalc.profiling.real.build import attention_of, build, quantised_model
-from vramcalc.profiling.real.libraries import attach, build_model, forget_optimizers
+from vramcalc.profiling.real.libraries import attach, build_model
+from vramcalc.profiling.real.optimizers import forget_optimizers
 from vramcalc.profiling.row_figures import inconsistencies
 from vramcalc.profiling.rows import ProfileRow, RunSettings, read_profiles
 from vramcalc.profiling.trace import fake_device as fake

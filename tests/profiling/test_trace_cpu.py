@@ -17,8 +17,9 @@ from torch.profiler import ProfilerActivity, profile
 from vramcalc.inputs.hf_config import to_spec
 from vramcalc.inputs.job import Job
 from vramcalc.memory.estimate import make_job
-from vramcalc.profiling.real.libraries import attach, build_model, build_optimizer
+from vramcalc.profiling.real.libraries import attach, build_model
 from vramcalc.profiling.real.loop import Loop
+from vramcalc.profiling.real.optimizers import build_optimizer
 from vramcalc.profiling.trace import fake_device
 from vramcalc.profiling.trace.recorder import Allocation, Recorder
 from vramcalc.profiling.trace.trace import trace

@@ -7,9 +7,12 @@ References:
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 from played import engine, given, parameter, played
 
+from vramcalc.inputs import optimizers as facts
 from vramcalc.shadow.engine.tape import Shape
 from vramcalc.shadow.training import optimizers as optim
 from vramcalc.shadow.training.optimizers import Optimizer
@@ -50,6 +53,13 @@ def stepped(name: str, shapes: list[Shape], dtypes: list[str] | None = None) -> 
 def test_torchs_own_optimizers(name: str, step: str) -> None:
     """Moments in the parameter's dtype; fused has its step on the device; a loop keeps ``denom`` until the next."""
     assert ", ".join(stepped(name, [(4, 5), (3,)])[0]) == step
+
+
+def test_every_name_has_facts_and_states() -> None:
+    """One that lacks either would be found by a user; every alias stands for a name, and is none."""
+    assert optim.OPTIMIZERS.keys() == facts.OPTIMIZERS.keys() == set(get_args(facts.OptimizerName))
+    assert set(facts.ALIASES.values()) <= facts.OPTIMIZERS.keys()
+    assert facts.ALIASES.keys().isdisjoint(facts.OPTIMIZERS)
 
 
 STATES = ((8192, "state"), (128, "absmax"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
@@ -16,7 +16,7 @@ from vramcalc.inputs.releases import checked_releases, minor_release, release_of
 from vramcalc.inputs.torch_releases import minor_torch, wheel_of
 
 
-def alias(names: dict[str, str]) -> BeforeValidator:
+def alias(names: Mapping[str, str]) -> BeforeValidator:
     """Other spellings of a value."""
     return BeforeValidator(lambda v: names.get(v, v) if isinstance(v, str) else v)
 

@@ -122,7 +122,7 @@ class Job:
         """Whether the scaler meets a float16 gradient; a fused optimizer without clipping unscales by itself."""
         if self.stack.autocast != "float16":
             return False
-        if self.training.optim == "adamw_torch_fused" and not self.training.max_grad_norm:
+        if self.training.optimizer.one_kernel and not self.training.max_grad_norm:
             return False
         adapters = self.method.adapters
         if adapters is None:

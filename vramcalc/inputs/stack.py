@@ -37,6 +37,7 @@ from vramcalc.inputs.method import QLoRA as QLoRA
 from vramcalc.inputs.model import AttnImplementation as AttnImplementation
 from vramcalc.inputs.model import ModelSpec as ModelSpec
 from vramcalc.inputs.model import ModelType as ModelType
+from vramcalc.inputs.optimizers import ALIASES, OPTIMIZERS, OptimizerFacts, OptimizerName
 from vramcalc.inputs.releases import BITSANDBYTES_CHECKED, PEFT_CHECKED, Release, minor_release, release_of
 from vramcalc.inputs.torch_releases import Wheel, wheel_of
 
@@ -47,26 +48,6 @@ LossKind = Literal["full", "cross_entropy", "shifted_cross_entropy", "chunked", 
 OWN_LOSSES: tuple[LossKind, ...] = ("cross_entropy", "shifted_cross_entropy")
 """Losses that the loop makes of the model's logits."""
 FusedKernels = Literal["none", "fms_acceleration"]
-OptimizerName = Literal[
-    "adamw_torch_fused",
-    "adamw_torch",
-    "adamw_torch_loop",
-    "adamw_torch_8bit",
-    "adamw_torch_4bit",
-    "adamw_bnb_32bit",
-    "adamw_bnb_8bit",
-    "paged_adamw_32bit",
-    "paged_adamw_8bit",
-    "lion_32bit",
-    "lion_8bit",
-    "paged_lion_32bit",
-    "paged_lion_8bit",
-    "sgd",
-    "sgd_momentum",
-    "adafactor",
-]
-
-_OPTIM_ALIASES = {"adamw_8bit": "adamw_bnb_8bit", "paged_adamw": "paged_adamw_32bit", "lion": "lion_32bit"}
 _CHECKPOINTING_ALIASES = {"non-reentrant": "non_reentrant", "off": "none"}
 
 SeqLen = Annotated[int, Field(ge=1, le=1 << 24), BeforeValidator(whole)]
@@ -89,7 +70,7 @@ class TrainingSpec(Spec):
     """Tokens per sequence, padding included."""
     gradient_accumulation_steps: PositiveCount = 1
     gradient_checkpointing: Annotated[Checkpointing, alias(_CHECKPOINTING_ALIASES)] = "none"
-    optim: Annotated[OptimizerName, alias(_OPTIM_ALIASES)] = "adamw_torch_fused"
+    optim: Annotated[OptimizerName, alias(ALIASES)] = "adamw_torch_fused"
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     """Gradient clipping; 0 switches it off."""
     padded: bool = False
@@ -111,6 +92,11 @@ class TrainingSpec(Spec):
             expected = f"the longest of seq_lens, {longest}"
             raise InvalidValue("seq_len", spec.seq_len, expected, "or give only one of them")
         return made({**data, "seq_len": longest})
+
+    @property
+    def optimizer(self) -> OptimizerFacts:
+        """What the optimizer's name stands for."""
+        return OPTIMIZERS[self.optim]
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed, validated again."""

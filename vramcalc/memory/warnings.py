@@ -126,7 +126,7 @@ def _unchecked(job: Job) -> Iterator[str]:
             f"unchecked on a GPU: no measured run has torch {job.stack.torch}; traces were compared, and which kernel "
             "attends was read in its library"
         )
-    if job.training.optim in ("adamw_torch_8bit", "adamw_torch_4bit"):
+    if job.training.optimizer.library == "torchao":
         yield "unchecked on a GPU: torchao's compiled optimizer step is taken to allocate nothing"
-    if job.training.optim.startswith("paged"):
+    if job.training.optimizer.paged:
         yield "paged optimizer states lie in managed memory and move to the host when the GPU is full"

@@ -8,6 +8,7 @@ from typing import Any
 
 from vramcalc.errors import DoesNotFit, InvalidValue, Unsupported
 from vramcalc.inputs.job import Job
+from vramcalc.inputs.optimizers import OPTIMIZERS
 from vramcalc.inputs.presets import PRESETS, stack_of
 from vramcalc.inputs.stack import OWN_LOSSES, LoRA, Method, Stack, TrainingSpec
 from vramcalc.memory.estimate import Estimate, estimate_job
@@ -117,7 +118,8 @@ def _harmless(job: Job) -> Iterator[Change]:
     training, stack = job.training, job.stack
     if not stack.allocator.expandable_segments:
         yield "expandable_segments", {"expandable_segments": True}
-    if training.optim in ("adamw_torch", "adamw_torch_loop"):
+    optimizer = training.optimizer
+    if optimizer.library == "torch" and optimizer.algorithm == "adamw" and not optimizer.one_kernel:
         yield "fused optimizer", {"optim": "adamw_torch_fused"}
     if stack.attn_implementation == "eager" and "sdpa" in job.model.family.attention:
         yield "SDPA attention", {"attn_implementation": "sdpa"}
@@ -148,14 +150,12 @@ def _batch(found: Verdict) -> Iterator[Change]:
 
 
 def _optimizers(job: Job) -> Iterator[Change]:
-    optim = job.training.optim
-    small = {"adamw": "adamw_bnb_8bit", "lion": "lion_8bit"}
-    family = optim.split("_")[0]
-    if family not in small:
-        return
-    if not optim.endswith(("8bit", "4bit")):
-        yield "8-bit optimizer", {"optim": small[family]}
-    yield "paged 8-bit optimizer", {"optim": f"paged_{family}_8bit"}
+    """Those of bitsandbytes that do the same with less."""
+    now = job.training.optimizer
+    for name, other in OPTIMIZERS.items():
+        alike = other.library == "bitsandbytes" and other.algorithm == now.algorithm
+        if alike and other.state_bits == 8 and not now.paged and (other.paged or not now.low_bit):
+            yield "paged 8-bit optimizer" if other.paged else "8-bit optimizer", {"optim": name}
 
 
 def _weights(job: Job) -> Iterator[Change]:

@@ -109,9 +109,9 @@ def step_line(job: Job) -> str:
 
 
 def _optimizer(job: Job) -> str:
-    optim, stack = job.training.optim, job.stack
+    optim, facts, stack = job.training.optim, job.training.optimizer, job.stack
     rules = []
-    if optim.endswith("8bit") and "torch" not in optim and stack.bnb_embeddings_32bit:
+    if facts.library == "bitsandbytes" and facts.low_bit and stack.bnb_embeddings_32bit:
         rules.append("32-bit states of embeddings")
     if not stack.decay_groups:
         rules.append("one parameter group")

@@ -134,7 +134,7 @@ def expected_of(job: Job, device: Device, tokens: Tokens | None, recipe: Recipe 
     advice = []
     if max(p.host_share for _, _, p in found) > _SHOWS:
         advice.append("launching kernels shows in the step: a fast host or a larger micro-batch shortens it")
-    if "paged" in job.training.optim:
+    if job.training.optimizer.paged:
         advice.append("paged optimizer state that does not fit the GPU moves over PCIe, which is not timed")
     coverage = (*_few(gpu, rows), *unknown)
     works = [(w, s) for w, s, _ in found]

@@ -23,19 +23,6 @@ from vramcalc.timing.beyond import described, moved_by_family
 from vramcalc.timing.flops import Flops, Tokens, step_flops
 from vramcalc.timing.matrices import Matrices
 
-_ACCESSES = {
-    "8bit": 3,
-    "4bit": 3,
-    "torch_fused": 7,
-    "adamw_torch": 19,
-    "adafactor": 14,
-    "momentum": 5,
-    "sgd": 3,
-    "lion": 5,
-}
-"""Times that an optimizer's step reads or writes an element as wide as the parameter, by part of its name, the first
-that fits: one kernel goes through parameter, gradient and two moments once, torch's multi-tensor AdamW op by op. States
-in 8 or 4 bits are counted apart."""
 _SIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -303,11 +290,10 @@ class _Sizes:
     def optimizer(self) -> float:
         """Parameters, gradients and states, read and written once per step; gradients again where they are clipped."""
         size = _SIZE[self.stack.dtype] if self.method.adapters is None else 4
-        optim = self.training.optim
-        accesses = next((n for name, n in _ACCESSES.items() if name in optim), 7)
-        states = 4 if "8bit" in optim or "4bit" in optim else 0
+        optimizer = self.training.optimizer
+        states = 4 if optimizer.low_bit else 0
         clipping = 3 if self.training.max_grad_norm else 0
-        return self.trainable * (size * (accesses + clipping) + states)
+        return self.trainable * (size * (optimizer.accesses + clipping) + states)
 
     @property
     def trainable(self) -> int:

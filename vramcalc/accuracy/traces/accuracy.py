@@ -253,7 +253,7 @@ def untraceable(job: Job) -> str | None:
     more = {
         "trl": job.stack.loss == "chunked",
         "liger_kernel": job.stack.loss == "fused_linear",
-        "torchao": job.training.optim in ("adamw_torch_8bit", "adamw_torch_4bit"),
+        "torchao": job.training.optimizer.library == "torchao",
     }
     missing = [name for name, runs in more.items() if runs and find_spec(name) is None]
     return f"{missing[0]} is not installed" if missing else None

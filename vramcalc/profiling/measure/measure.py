@@ -22,8 +22,9 @@ from vramcalc.profiling.measure.device import Device
 from vramcalc.profiling.measure.phases import PhasePeaks, Unmarked, moment, timing
 from vramcalc.profiling.measure.smallest import search
 from vramcalc.profiling.real.build import attention_of, build, seen_backend
-from vramcalc.profiling.real.libraries import build_optimizer, forget_optimizers, torch_dtype
+from vramcalc.profiling.real.libraries import torch_dtype
 from vramcalc.profiling.real.loop import Loop, Marker
+from vramcalc.profiling.real.optimizers import build_optimizer, forget_optimizers
 from vramcalc.units import MIB
 
 MEASURED_STEPS = 3

@@ -6,27 +6,14 @@ Nothing here knows whether the tensors are real.
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
-from vramcalc.errors import Unsupported
 from vramcalc.inputs.stack import LoRA, Method, ModelSpec, Stack, TrainingSpec, kbit_prepared
 from vramcalc.profiling.real.releases import dtype_argument
-
-_BNB_OPTIMIZERS = {
-    "adamw_bnb_32bit": ("AdamW32bit", {}),
-    "adamw_bnb_8bit": ("AdamW8bit", {}),
-    "paged_adamw_32bit": ("AdamW32bit", {"is_paged": True}),
-    "paged_adamw_8bit": ("AdamW8bit", {"is_paged": True}),
-    "lion_32bit": ("Lion32bit", {}),
-    "lion_8bit": ("Lion8bit", {}),
-    "paged_lion_32bit": ("Lion32bit", {"is_paged": True}),
-    "paged_lion_8bit": ("Lion8bit", {"is_paged": True}),
-}
 
 
 def torch_dtype(name: str) -> torch.dtype:
@@ -158,69 +145,3 @@ def _get_peft_model(model: nn.Module, method: LoRA, stack: Stack) -> nn.Module:
             if parameter.requires_grad:
                 parameter.data = parameter.data.to(torch_dtype(stack.adapter_dtype))
     return wrapped
-
-
-def parameter_groups(model: nn.Module, stack: Stack) -> list[dict[str, Any]]:
-    """What the optimizer is given: Trainer separates parameters without weight decay."""
-    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    if not stack.decay_groups:
-        return [{"params": [p for _, p in named], "weight_decay": 0.0}]
-    from transformers import Trainer
-
-    decay = set(Trainer.get_decay_parameter_names(None, model))
-    return [
-        {"params": [p for n, p in named if n in decay], "weight_decay": 0.0},
-        {"params": [p for n, p in named if n not in decay], "weight_decay": 0.0},
-    ]
-
-
-def build_optimizer(model: nn.Module, training: TrainingSpec, stack: Stack) -> torch.optim.Optimizer:
-    """The optimizer by its transformers name.
-
-    Raises:
-        Unsupported: no builder for that name.
-    """
-    groups = parameter_groups(model, stack)
-    name = training.optim
-    if name in ("adamw_torch_fused", "adamw_torch", "adamw_torch_loop"):
-        return torch.optim.AdamW(groups, lr=1e-4, foreach=name == "adamw_torch", fused=name == "adamw_torch_fused")
-    if name in ("sgd", "sgd_momentum"):
-        return torch.optim.SGD(groups, lr=1e-3, momentum=0.9 if name == "sgd_momentum" else 0.0, foreach=True)
-    if name == "adafactor":
-        from transformers.optimization import Adafactor
-
-        found: torch.optim.Optimizer = Adafactor(groups, lr=1e-3, scale_parameter=False, relative_step=False)
-        return found
-    if name in ("adamw_torch_8bit", "adamw_torch_4bit"):
-        from torchao import optim as torchao_optim
-
-        made: torch.optim.Optimizer = (
-            torchao_optim.AdamW8bit(groups, lr=1e-4)
-            if name == "adamw_torch_8bit"
-            else torchao_optim.AdamW4bit(groups, lr=1e-4, block_size=256)
-        )
-        return made
-    if name in _BNB_OPTIMIZERS:
-        return _bnb_optimizer(model, groups, name, stack)
-    raise Unsupported(f"no builder for optimizer {name!r}")
-
-
-def _bnb_optimizer(model: nn.Module, groups: list[dict[str, Any]], name: str, stack: Stack) -> torch.optim.Optimizer:
-    import bitsandbytes as bnb
-
-    forget_optimizers()
-    cls, kwargs = _BNB_OPTIMIZERS[name]
-    optimizer: torch.optim.Optimizer = getattr(bnb.optim, cls)(groups, lr=1e-4, **kwargs)
-    if stack.bnb_embeddings_32bit and name.endswith("8bit"):
-        manager = bnb.optim.GlobalOptimManager.get_instance()
-        for module in model.modules():
-            if isinstance(module, nn.Embedding):
-                manager.register_module_override(module, "weight", {"optim_bits": 32})
-    return optimizer
-
-
-def forget_optimizers() -> None:
-    """Let go of modules and parameters of earlier optimizers: bitsandbytes keeps them for the whole process."""
-    bnb = sys.modules.get("bitsandbytes")
-    if bnb is not None:
-        bnb.optim.GlobalOptimManager.get_instance().initialize()

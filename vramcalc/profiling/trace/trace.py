@@ -18,8 +18,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from vramcalc.inputs.stack import Method, ModelSpec, Stack, TrainingSpec
 from vramcalc.profiling.observed_phases import Watch
 from vramcalc.profiling.real import fused_losses
-from vramcalc.profiling.real.libraries import attach, build_model, build_optimizer
+from vramcalc.profiling.real.libraries import attach, build_model
 from vramcalc.profiling.real.loop import Loop
+from vramcalc.profiling.real.optimizers import build_optimizer
 from vramcalc.profiling.trace import fake_device
 from vramcalc.profiling.trace.recorder import Recorder
 from vramcalc.profiling.trace.result import Trace, describe

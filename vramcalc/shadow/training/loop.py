@@ -83,14 +83,14 @@ class Loop:
         self.trainable = list(dict.fromkeys(p for p in self.net.parameters() if p.trainable))
         without_gradient = methods.without_gradient(self.net)
         self.updated = [p for p in self.trainable if p not in without_gradient]
-        self.optimizer = optimizers.build(training.optim, e, _groups(self.updated, stack), self._wide())
+        self.optimizer = optimizers.build(training.optim, e, _groups(self.updated, stack), self._kept_in_float32())
         self.scaler = GradScaler(e) if stack.autocast == "float16" else None
         self._batch = _BATCH if stack.passes_attention_mask else _BATCH[:-1]
         self._workspaces: dict[str, Storage] = {}
         self._kept: Outputs | None = None
         self._steps = 0
 
-    def _wide(self) -> frozenset[str]:
+    def _kept_in_float32(self) -> frozenset[str]:
         """Names of the weights that keep 32-bit optimizer state: those of every ``nn.Embedding``, copies included."""
         if not self.job.stack.bnb_embeddings_32bit:
             return frozenset()
