@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
 
 from vramcalc.inputs import patterns
-from vramcalc.inputs.base import MOVES_NO_MEMORY, Dtype, PositiveCount, Spec, Usual
+from vramcalc.inputs.base import MOVES_NO_MEMORY, PositiveCount, Spec, Usual
 from vramcalc.inputs.quantization import BitsAndBytes4bit, Quantization
 
 
@@ -127,14 +127,10 @@ class LoRA(Spec):
         return f"r={self.rank} on {targets if isinstance(targets, str) else ', '.join(sorted(targets))}{extra}{saved}"
 
 
-class QLoRA(LoRA):
-    """LoRA over linear layers stored by bitsandbytes in four bits; fields as in ``BitsAndBytesConfig``."""
+class QLoRA(BitsAndBytes4bit, LoRA):
+    """LoRA over linear layers stored by bitsandbytes in four bits: the fields of both."""
 
     kind: Literal["qlora"] = "qlora"  # type: ignore[assignment]
-    bnb_4bit_quant_type: Annotated[Literal["nf4", "fp4"], Usual(lambda _: True)] = "nf4"
-    """Code of the bits; jobs are told apart by it as by their method."""
-    bnb_4bit_use_double_quant: Annotated[bool, Usual(lambda _: True)] = True
-    bnb_4bit_compute_dtype: Annotated[Dtype, Usual(lambda dtype: dtype != "float32")] = "bfloat16"
 
     @property
     def storage(self) -> BitsAndBytes4bit | None:
