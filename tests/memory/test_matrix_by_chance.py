@@ -56,7 +56,7 @@ def said(found: Estimate) -> tuple[Any, ...]:
 
 
 def said_by_every_layer(found: Estimate) -> tuple[Any, ...]:
-    with patch.object(walks, "depths", lambda job: [job.model.num_hidden_layers]):
+    with patch.object(walks, "depths_of", lambda job: [job.model.num_hidden_layers]):
         return _said(Walks(found.job))
 
 

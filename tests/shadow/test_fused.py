@@ -13,6 +13,7 @@ from vramcalc import estimate
 from vramcalc.accuracy.memory.measurements import Row, read_measurements
 from vramcalc.inputs import catalog
 from vramcalc.memory import walks
+from vramcalc.shadow.depth import few_layers
 
 PATH = Path(__file__).resolve().parents[2] / "tables" / "measurements.csv"
 MODELS = ("mistralai/Mistral-7B-v0.1", "meta-llama/Meta-Llama-3-8B")
@@ -188,7 +189,7 @@ def test_repeated_layers_stand_for_all_of_them(
 
     model = catalog.model("llama-3.2-1b").replace(num_hidden_layers=7, intermediate_size=512)
     repeated = totals()
-    monkeypatch.setattr(walks, "WALKED_LAYERS", ())
+    monkeypatch.setattr(few_layers, "WALKED_LAYERS", ())
     assert totals() == repeated
 
 

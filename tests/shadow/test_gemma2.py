@@ -13,6 +13,7 @@ from vramcalc.inputs import catalog
 from vramcalc.inputs.hf_config import to_spec
 from vramcalc.inputs.stack import FullFineTuning, ModelSpec, Stack, TrainingSpec
 from vramcalc.memory import walks
+from vramcalc.shadow.depth import few_layers
 from vramcalc.timing.flops import step_flops
 
 TINY = to_spec(CONFIGS["gemma2"], "gemma2")
@@ -61,7 +62,7 @@ def test_repeated_layers_stand_for_all_of_them(
 
     model = TINY.replace(num_hidden_layers=9)
     repeated = totals()
-    monkeypatch.setattr(walks, "WALKED_LAYERS", ())
+    monkeypatch.setattr(few_layers, "WALKED_LAYERS", ())
     assert totals() == repeated
 
 

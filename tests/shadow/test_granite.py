@@ -15,6 +15,7 @@ from vramcalc.errors import InvalidValue, Unsupported
 from vramcalc.inputs import catalog
 from vramcalc.inputs.hf_config import to_spec
 from vramcalc.memory import walks
+from vramcalc.shadow.depth import few_layers
 
 PATH = Path(__file__).resolve().parents[2] / "tables" / "measurements.csv"
 TINY = to_spec(CONFIGS["granite"], "granite")
@@ -97,7 +98,7 @@ def test_repeated_layers_stand_for_all_of_them(checkpointing: str, monkeypatch: 
 
     model = catalog.model("llama-3.2-1b").replace(num_hidden_layers=8, intermediate_size=512)
     repeated = totals()
-    monkeypatch.setattr(walks, "WALKED_LAYERS", ())
+    monkeypatch.setattr(few_layers, "WALKED_LAYERS", ())
     assert totals() == repeated
 
 

@@ -14,7 +14,7 @@ from vramcalc.inputs.hf_config import to_spec
 from vramcalc.inputs.job import Job
 from vramcalc.inputs.releases import minor_release
 from vramcalc.inputs.stack import FullFineTuning, LoRA, Method, QLoRA, Stack, TrainingSpec
-from vramcalc.memory import walks
+from vramcalc.shadow.depth import few_layers
 from vramcalc.shadow.engine.sizes import Symbols, evaluate
 from vramcalc.shadow.engine.work import Move, Work
 from vramcalc.shadow.training.loop import Loop, Sizes
@@ -187,7 +187,7 @@ def test_grouped_heads_in_float32_have_no_fused_kernel() -> None:
 def moves_of(job: Job) -> list[Move]:
     """Moves of one micro-batch, at the depth of the small configurations."""
     loop = Loop(job, Sizes.of(job), job.model.num_hidden_layers, counts=True)
-    with walks.without_cycle_collector():
+    with few_layers.without_cycle_collector():
         loop.steady_step()
     assert isinstance(loop.work, Work)
     return [m for m in loop.work.moves if m.phase.startswith("step.0.")]
@@ -252,7 +252,7 @@ def test_a_few_walked_layers_count_as_many(method: str, checkpointing: str, monk
     job = Job(deep, METHODS[method], training, PLAIN)
     few = counted(job)
     counted.cache_clear()
-    monkeypatch.setattr(counting, "depths", lambda job: [job.model.num_hidden_layers])
+    monkeypatch.setattr(counting, "depths_of", lambda job: [job.model.num_hidden_layers])
     assert counted(job) == few
     counted.cache_clear()
 
@@ -262,7 +262,7 @@ def test_counting_leaves_the_tape_as_it_is(method: str) -> None:
     job = job_of("qwen3", METHODS[method], "non_reentrant")
     silent, counts = (Loop(job, Sizes.of(job), 3, counts=c) for c in (False, True))
     for loop in (silent, counts):
-        with walks.without_cycle_collector():
+        with few_layers.without_cycle_collector():
             loop.steady_step()
     assert counts.tape.events == silent.tape.events
     assert isinstance(counts.work, Work)
@@ -275,7 +275,7 @@ def test_symbols_count_what_numbers_do() -> None:
     symbols = Symbols(batch=3, seq=40, rank=8)
     loops = Loop(job, Sizes(**symbols.dims), 3, counts=True), Loop(job, Sizes.of(job), 3, counts=True)
     for loop in loops:
-        with walks.without_cycle_collector():
+        with few_layers.without_cycle_collector():
             loop.steady_step()
     general, special = (loop.work for loop in loops)
     assert isinstance(general, Work)

@@ -6,9 +6,7 @@ Every number of such a job is of the listed steps.
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache
 
@@ -19,32 +17,20 @@ from vramcalc.memory.ledger import SCENE, Instant, Row, instants, rows_at, size_
 from vramcalc.memory.timeline import Timeline, timeline_of
 from vramcalc.memory.unexplained import unexplained_bytes
 from vramcalc.shadow.allocator.replay import Replay, replay_steps
-from vramcalc.shadow.depth.program import WALKED_LAYERS, NotRepeatable, Program
+from vramcalc.shadow.depth.few_layers import depths, walk_few, without_cycle_collector
+from vramcalc.shadow.depth.program import Program
 from vramcalc.shadow.training.loop import Loop, Sizes, step_name
 from vramcalc.shadow.training.reading_checkpoint import read_quantised
 from vramcalc.shadow.training.requests import Stream, WrittenOut, carries_over, plan, stream_of
 
 
-@contextmanager
-def without_cycle_collector() -> Iterator[None]:
-    """Lifetimes are counted references; the cycle collector would only cost time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-def depths(job: Job) -> list[int]:
+def depths_of(job: Job) -> list[int]:
     """Numbers of layers to walk, in the order they are tried."""
     n_layers = job.model.num_hidden_layers
     adapters = job.method.adapters
     alike = adapters is None or layers_alike(adapters, n_layers, job.model.num_local_experts or 0)
     # The first layer is given another dtype than the rest, so the one that stands for most must not follow it.
-    more = int(job.stack.casts_embeddings_to_bf16)
-    return [n + more for n in WALKED_LAYERS if alike and n + more < n_layers] + [n_layers]
+    return depths(n_layers, alike=alike, more=int(job.stack.casts_embeddings_to_bf16))
 
 
 def walk(job: Job, sizes: Sizes, lengths: Sequence[int] | None = None) -> tuple[Program, Loop]:
@@ -55,18 +41,16 @@ def walk(job: Job, sizes: Sizes, lengths: Sequence[int] | None = None) -> tuple[
         sizes: batch, length and rank, numbers or symbols.
         lengths: of the optimizer steps from the first on, None for one step of those after it.
     """
-    with without_cycle_collector():
-        for walked in depths(job):
-            loop = Loop(job, sizes, walked)
-            if lengths is None:
-                loop.steady_step()
-            else:
-                loop.steps(lengths)
-            try:
-                return Program(loop.tape, walked, job.model.num_hidden_layers), loop
-            except NotRepeatable:
-                continue
-    raise AssertionError("all layers can always be walked")
+
+    def walk_layers(walked: int) -> tuple[Program, Loop]:
+        loop = Loop(job, sizes, walked)
+        if lengths is None:
+            loop.steady_step()
+        else:
+            loop.steps(lengths)
+        return Program(loop.tape, walked, job.model.num_hidden_layers), loop
+
+    return walk_few(depths_of(job), walk_layers)
 
 
 class Walks:

@@ -12,9 +12,9 @@ from vramcalc.errors import Unsupported
 from vramcalc.inputs.job import Job
 from vramcalc.inputs.stack import Method, Stack
 from vramcalc.inputs.targets import layers_alike
-from vramcalc.memory.walks import depths, without_cycle_collector
+from vramcalc.memory.walks import depths_of
+from vramcalc.shadow.depth.few_layers import depths, walk_few
 from vramcalc.shadow.depth.products import at_full_depth, copies
-from vramcalc.shadow.depth.program import WALKED_LAYERS, NotRepeatable
 from vramcalc.shadow.engine.work import Pass, Product, Work
 from vramcalc.shadow.training.loop import Loop, Sizes
 from vramcalc.timing.matrices import Matrices
@@ -61,7 +61,7 @@ def counted(job: Job) -> Counted:
         _refuse_uncounted(loop, loop.work)
         return loop.work, loop.added
 
-    flops, moved = _at_full_depth(walk, depths(one), job.model.num_hidden_layers)
+    flops, moved = _at_full_depth(walk, depths_of(one), job.model.num_hidden_layers)
     batch, seq = job.training.micro_batch_size, job.training.seq_len
     return Counted(flops, batch * seq, batch * seq * seq, moved)
 
@@ -76,27 +76,24 @@ def counted_outline(matrices: Matrices, method: Method, stack: Stack, checkpoint
     def walk(walked: int) -> tuple[Work, frozenset[str]]:
         return walk_outline(matrices, method, stack, checkpointing, walked)
 
-    few = [n for n in WALKED_LAYERS if alike and n < n_layers]
-    return Counted(*_at_full_depth(walk, [*few, n_layers], n_layers)[:1], 1, 1, 0)
+    return Counted(*_at_full_depth(walk, depths(n_layers, alike=alike), n_layers)[:1], 1, 1, 0)
 
 
 def _at_full_depth(
     walk: Callable[[int], tuple[Work, frozenset[str]]], depths: Sequence[int], n_layers: int
 ) -> tuple[dict[Key, int], int]:
     """Operations by key and bytes moved of the micro-batch, from the first depth at which the last layers are alike."""
-    with without_cycle_collector():
-        for walked in depths:
-            work, added = walk(walked)
-            parts, found = _Parts(added, work.looked_up), defaultdict[Key, int](int)
-            try:
-                for p, times in at_full_depth(work.products, walked, n_layers):
-                    if p.phase.startswith(_STEP):
-                        found[parts.of(p), p.made_in, p.dtype] += int(p.flops) * times
-            except NotRepeatable:
-                continue
-            moves = ((m, copies(m.layer, walked, n_layers)) for m in work.moves if m.phase.startswith(_STEP))
-            return dict(found), sum(int(m.read + m.written) * times for m, times in moves)
-    raise AssertionError("all layers can always be walked")
+
+    def count(walked: int) -> tuple[dict[Key, int], int]:
+        work, added = walk(walked)
+        parts, flops = _Parts(added, work.looked_up), defaultdict[Key, int](int)
+        for p, times in at_full_depth(work.products, walked, n_layers):
+            if p.phase.startswith(_STEP):
+                flops[parts.of(p), p.made_in, p.dtype] += int(p.flops) * times
+        moves = ((m, copies(m.layer, walked, n_layers)) for m in work.moves if m.phase.startswith(_STEP))
+        return dict(flops), sum(int(m.read + m.written) * times for m, times in moves)
+
+    return walk_few(depths, count)
 
 
 @dataclass(frozen=True)

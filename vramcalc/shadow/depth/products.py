@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from vramcalc.shadow.depth.program import NotRepeatable
+from vramcalc.shadow.depth.few_layers import NotRepeatable
 from vramcalc.shadow.engine.work import Product
 
 

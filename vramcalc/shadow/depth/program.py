@@ -14,16 +14,9 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import NamedTuple
 
+from vramcalc.shadow.depth.few_layers import NotRepeatable
 from vramcalc.shadow.depth.segments import Segment, cut, passes
 from vramcalc.shadow.engine.tape import Birth, Tape
-
-WALKED_LAYERS = (3, 4)
-"""Layers to walk, tried in this order. Four set the second layer apart too: where the first has no gradients, the
-second is where what all layers share is let go."""
-
-
-class NotRepeatable(Exception):
-    """The walked layers differ in a way that no repetition can express."""
 
 
 @dataclass(frozen=True)
