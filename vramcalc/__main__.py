@@ -8,8 +8,8 @@ import sys
 def main() -> None:
     """Run the command.
 
-    It ends within a second: the cycle collector would cost more than it frees, and pydantic would look through every
-    installed distribution for plugins.
+    It ends within a second: the cycle collector would cost more than it frees, also when the interpreter goes through
+    everything once more at its end, and pydantic would look through every installed distribution for plugins.
     """
     gc.disable()
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
@@ -21,7 +21,10 @@ def main() -> None:
         from vramcalc.cli.bugs import end_with
 
         end_with(err)
-    run()
+    try:
+        run()
+    finally:
+        gc.freeze()
 
 
 if __name__ == "__main__":

@@ -60,6 +60,9 @@ def test_a_hundred_one_by_one(benchmark: Benchmark) -> None:
     assert benchmark(lambda: [Walks(job).ranked[0].n_bytes for job in jobs])
 
 
+PLANNED = ("--examples", "10000", "--tokens-per-example", "512")
+
+
 def _run(*arguments: str) -> None:
     subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
 
@@ -71,9 +74,11 @@ def _run(*arguments: str) -> None:
         ("-c", "pass"),
         ("-c", "import vramcalc"),
         ("-c", "import pydantic, typer"),
+        ("-m", "vramcalc", "--version"),
         ("-m", "vramcalc", "estimate", "llama-3.1-8b"),
+        ("-m", "vramcalc", "plan", "llama-3.1-8b", "--gpu", "a100-sxm-80", *PLANNED),
     ],
-    ids=lambda a: " ".join(a[-2:]),
+    ids=lambda a: " ".join(a[:4]),
 )
 def test_a_new_process(benchmark: Benchmark, arguments: tuple[str, ...]) -> None:
     benchmark(_run, *arguments)

@@ -1,23 +1,23 @@
-"""The ``vramcalc`` command: its subcommands, and how errors end it.
+"""The ``vramcalc`` command: what it says itself, and how errors end it.
 
 Exit status: 0 something fits (or nothing was asked to fit), 1 nothing fits, a trace differs or a measured job failed,
 2 bad input, 70 a bug in vramcalc, 130 interrupted.
 """
 
 import sys
-from collections.abc import Callable
 from typing import Annotated, Any, NoReturn
 
 import typer
 
-from vramcalc.cli import accuracy_and_lists, calibrate, jobs, measure, plans
 from vramcalc.cli.bugs import end_with
+from vramcalc.cli.commands import Group
 from vramcalc.cli.terminal import print_error, print_text
 from vramcalc.errors import DoesNotFit, VramcalcError
 from vramcalc.version import __version__
 
 app = typer.Typer(
     name="vramcalc",
+    cls=Group,
     help="How much GPU memory a fine-tuning run takes, where every byte goes, and whether it fits.",
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -27,24 +27,6 @@ app = typer.Typer(
 
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 """click's, or that of the copy of click that newer releases of typer carry."""
-
-COMMANDS: dict[str, Callable[..., None]] = {
-    "fit": jobs.fit,
-    "estimate": jobs.estimate,
-    "max": jobs.largest,
-    "plan": plans.plan,
-    "table": plans.table,
-    "trace": jobs.trace,
-    "profile": measure.profile,
-    "campaign": measure.campaign,
-    "calibrate": calibrate.calibrate,
-    "gpus": accuracy_and_lists.gpus,
-    "models": accuracy_and_lists.models,
-    "accuracy": accuracy_and_lists.accuracy,
-}
-for _name, _command in COMMANDS.items():
-    app.command(_name)(_command)
-app.add_typer(plans.prices_app, name="prices")
 
 
 @app.callback(invoke_without_command=True)

@@ -6,6 +6,7 @@ import inspect
 import os
 import re
 from collections.abc import Callable
+from functools import cache
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -72,9 +73,10 @@ _SPECS: tuple[type[Spec], ...] = (TrainingSpec, *METHOD_CLASSES.values(), Stack)
 _FIELDS = {name: field for spec in _SPECS for name, field in spec.model_fields.items() if name not in _HIDDEN}
 
 
-def spec_options() -> list[inspect.Parameter]:
+@cache
+def spec_options() -> tuple[inspect.Parameter, ...]:
     """One keyword parameter for every field of the method, the training and the recipe; None means not given."""
-    return [_parameter(name, field) for name, field in _FIELDS.items()]
+    return tuple(_parameter(name, field) for name, field in _FIELDS.items())
 
 
 def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:

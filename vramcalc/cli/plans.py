@@ -35,7 +35,7 @@ PriceTable = Annotated[
 _TABLE_WORK = {"examples": 10_000, "tokens_per_example": 512}
 """What a table is about where nothing is said."""
 
-prices_app = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
+prices_app = typer.Typer(name="prices", invoke_without_command=True, rich_markup_mode=None, add_completion=False)
 
 
 @prices_app.callback()
