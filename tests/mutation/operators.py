@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import parso
@@ -46,11 +47,11 @@ class ReplaceDtype(Operator):  # type: ignore[misc]
 
 
 class KeepAlive(Operator):  # type: ignore[misc]
-    """A name that is deleted stays."""
+    """A name that is deleted stays; where its function ends right there, that would change nothing."""
 
     def mutation_positions(self, node: Any) -> Iterator[Any]:
         """Statements that delete."""
-        if node.type == "del_stmt":
+        if node.type == "del_stmt" and not _ends_function(node):
             yield node.start_pos, node.end_pos
 
     def mutate(self, node: Any, index: int) -> Any:
@@ -62,6 +63,20 @@ class KeepAlive(Operator):  # type: ignore[misc]
     def examples(cls) -> tuple[Example, ...]:
         """What it does."""
         return (Example("del x", "pass"),)
+
+
+def _ends_function(statement: Any) -> bool:
+    """Whether nothing runs between a statement and the end of its function: what is returned has been made before."""
+    line = statement.parent
+    following = line.get_next_sibling()
+    if following is None:
+        return line.parent.type == "suite" and line.parent.parent.type == "funcdef"
+    returned = following.children[0] if following.type == "simple_stmt" else following
+    return returned.type == "return_stmt" and not _calls(returned)
+
+
+def _calls(node: Any) -> bool:
+    return node.type in ("trailer", "comp_for") or any(map(_calls, getattr(node, "children", ())))
 
 
 def _chosen(every: Iterator[Any], names: set[str]) -> list[Any]:
@@ -82,16 +97,14 @@ OPERATORS: dict[str, Operator] = {
 }  # fmt: skip
 
 
-def mutations(source: str) -> Iterator[tuple[str, int, int]]:
-    """Every mutation of a module's text.
-
-    Yields:
-        Operator, which of its occurrences, and the line.
-    """
+@cache
+def mutations(source: str) -> list[tuple[str, int, int]]:
+    """Every mutation of a module's text: operator, which of its occurrences, and the line."""
+    nodes, found = list(ast_nodes(get_ast(source))), []
     for name, operator in OPERATORS.items():
-        positions = [at for node in ast_nodes(get_ast(source)) for at in operator.mutation_positions(node)]
-        for occurrence, ((line, _), _) in enumerate(positions):
-            yield name, occurrence, line
+        positions = [at for node in nodes for at in operator.mutation_positions(node)]
+        found += [(name, occurrence, line) for occurrence, ((line, _), _) in enumerate(positions)]
+    return found
 
 
 def mutated(source: str, operator: str, occurrence: int) -> str | None:
