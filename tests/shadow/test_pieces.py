@@ -57,24 +57,42 @@ def test_a_four_bit_layer_dequantises_in_both_passes() -> None:
 
 
 def test_a_loss_is_scaled_by_tensors_that_stay() -> None:
-    """``_lazy_init_scale_growth_tracker``, ``_unscale_grads_``: the inverse is worked out in float64."""
+    """``_lazy_init_scale_growth_tracker``, ``_unscale_grads_``: the inverse is worked out in float64; ``step``."""
     e = engine("float16")
     scaler, loss = gradients.GradScaler(e), given(e, (), "float32")
     assert played(e, lambda: scaler.scale(loss))[0][:3] == ["+4 loss scale", "+4 growth tracker", "+4 mul"]
     found, _ = played(e, scaler.unscale)
-    assert ", ".join(found) == ("+8 to, +8 reciprocal, -8 to, +4 to, -8 reciprocal, +4 found_inf, -4 to")
-    assert played(e, scaler.update)[0] == ["-4 found_inf"]
-
-
-def test_gradients_are_clipped_by_scalars() -> None:
-    """``clip_grad_norm_``: a norm each, stacked; coefficients one after the other."""
-    e = engine()
-    weights = [parameter(e, (4, 5)), parameter(e, (3,))]
-    found, _ = played(e, lambda: gradients.clip_grad_norm(e, weights, 2))
     assert ", ".join(found) == (
-        "+4 gradient norm, +4 gradient norm, +8 stack, +4 total norm, -8 stack, -4 gradient norm, -4 gradient norm, "
-        "+4 add, +4 reciprocal, +4 mul, -4 add, -4 reciprocal, +4 clamp, -4 mul, -4 total norm, -4 clamp"
+        "+8 to, +8 reciprocal, -8 to, +4 to, -8 reciprocal, +4 found_inf, +4 to, +4 to, -4 to, -4 to, -4 found_inf"
     )
+    assert played(e, lambda: scaler.step(lambda: e.new((1,), "int64", "step"), fused=True))[0] == [
+        "+4 add", "+8 step", "-8 step", "-4 add"
+    ]  # fmt: skip
+    assert played(e, lambda: scaler.step(lambda: None, fused=False))[0] == []
+    assert played(e, scaler.update)[0] == ["-4 to"]
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "norms", "n"),
+    [
+        (("bfloat16", "bfloat16"), "+2 gradient norm, +2 gradient norm, +4 stack", 2),
+        (("bfloat16", "float32"), "+4 gradient norm, +2 gradient norm, +8 stack", 4),
+    ],
+    ids=["alike", "mixed"],
+)
+def test_gradients_are_clipped_by_scalars(dtypes: tuple[str, str], norms: str, n: int) -> None:
+    """``clip_grad_norm_``: a norm each, those of one dtype together, stacked; coefficients one after the other."""
+    e = engine()
+    weights = [parameter(e, (4, 5), dtypes[0]), parameter(e, (3,), dtypes[1])]
+    found, _ = played(e, lambda: gradients.clip_grad_norm(e, weights, 2))
+    asked = norms.split(", ")
+    assert ", ".join(found) == ", ".join(
+        (
+            *asked, f"+{n} total norm", asked[2].replace("+", "-"), *(norm.replace("+", "-") for norm in asked[:2]),
+            f"+{n} add, +{n} reciprocal, +{n} mul, -{n} add, -{n} reciprocal, +{n} clamp, -{n} mul, -{n} total norm",
+            f"-{n} clamp",
+        )
+    )  # fmt: skip
 
 
 def test_a_norm_is_worked_out_in_float32() -> None:

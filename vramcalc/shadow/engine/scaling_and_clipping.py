@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import reduce
 
 from vramcalc.shadow.engine.autograd import Engine
 from vramcalc.shadow.engine.graph import Parameter
-from vramcalc.shadow.engine.tape import Tensor
+from vramcalc.shadow.engine.tape import Tensor, promote
 
 
 class GradScaler:
@@ -38,8 +39,17 @@ class GradScaler:
         del double
         inverse = new((), "float32", "to")
         del reciprocal
-        self.found_inf = new((), "float32", "found_inf")
-        del inverse
+        found_inf = new((), "float32", "found_inf")
+        # Both are copied once more, for the device that the gradients are on.
+        self.found_inf = new((), "float32", "to")
+        copy = new((), "float32", "to")
+        del copy, inverse, found_inf
+
+    def step(self, step: Callable[[], None], *, fused: bool) -> None:
+        """``step(optimizer)``: a fused optimizer is handed the sum of what was found, and looks itself."""
+        total = self.e.new((), "float32", "add") if fused else None
+        step()
+        del total
 
     def update(self) -> None:
         """``update()``."""
@@ -47,25 +57,28 @@ class GradScaler:
 
 
 def clip_grad_norm(e: Engine, parameters: Sequence[Parameter], count: int) -> None:
-    """``torch.nn.utils.clip_grad_norm_``: a norm per gradient, then scalars.
+    """``torch.nn.utils.clip_grad_norm_``: a norm per gradient in its dtype, then scalars in that of all of them.
 
     ``count`` is the number of gradients at the model's full depth.
     """
-    norms = []
+    norms: list[Tensor] = []
+    dtype = reduce(promote, (p.tensor.dtype for p in parameters))
+    # By dtype, as _foreach_norm takes them.
+    parameters = sorted(parameters, key=lambda p: p.tensor.dtype != "float32")
     for p in parameters:
         e.tape.at(p.layer)
-        norms.append(e.new((), "float32", "gradient norm"))
+        norms.append(e.new((), p.tensor.dtype, "gradient norm"))
     e.tape.at(None)
-    stacked = e.new((count,), "float32", "stack")
-    total_norm = e.new((), "float32", "total norm")
+    stacked = e.new((count,), dtype, "stack")
+    total_norm = e.new((), dtype, "total norm")
     del stacked
     for p in parameters:
         e.tape.at(p.layer)
         norms.pop(0)
     e.tape.at(None)
-    shifted = e.new((), "float32", "add")
-    inverse = e.new((), "float32", "reciprocal")
-    clip_coef = e.new((), "float32", "mul")
+    shifted = e.new((), dtype, "add")
+    inverse = e.new((), dtype, "reciprocal")
+    clip_coef = e.new((), dtype, "mul")
     del shifted, inverse
-    clamped = e.new((), "float32", "clamp")
+    clamped = e.new((), dtype, "clamp")
     del clip_coef, total_norm, clamped

@@ -241,8 +241,10 @@ class Loop:
             if self.scaler is not None:
                 self.scaler.unscale()
             clip_grad_norm(self.engine, self.updated, sum(map(self._repeats, self.updated)))
-        self.optimizer.step()
-        if self.scaler is not None:
+        if self.scaler is None:
+            self.optimizer.step()
+        else:
+            self.scaler.step(self.optimizer.step, fused=self.job.training.optim == "adamw_torch_fused")
             self.scaler.update()
         if self.job.stack.zero_grad == "end":
             self._zero_grad(tag)
