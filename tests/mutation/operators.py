@@ -27,6 +27,19 @@ def _unquoted(node: Any) -> str:
     return str(node.value.strip("\"'"))
 
 
+class NumberReplacer(number_replacer.NumberReplacer):  # type: ignore[misc]
+    """A number becomes the next one, or the one before; the last of a module's single argument is its first."""
+
+    def mutation_positions(self, node: Any) -> Iterator[Any]:
+        """Numbers, each as often as it becomes another."""
+        found = list(super().mutation_positions(node))
+        function = parso.tree.search_ancestor(node, "funcdef") if found else None
+        if function is not None and any(p.star_count == 1 for p in function.get_params()):
+            subscript = node.search_ancestor("atom_expr", "power")
+            return iter(found[:1] if subscript is not None and subscript.get_code(False) == "args[0]" else found)
+        return iter(found)
+
+
 class ReplaceDtype(Operator):  # type: ignore[misc]
     """A dtype becomes another of a different size."""
 
@@ -86,7 +99,7 @@ def _chosen(every: Iterator[Any], names: set[str]) -> list[Any]:
 OPERATORS: dict[str, Operator] = {
     cls.__name__: cls()
     for cls in (
-        number_replacer.NumberReplacer,
+        NumberReplacer,
         boolean_replacer.ReplaceTrueWithFalse, boolean_replacer.ReplaceFalseWithTrue, boolean_replacer.ReplaceAndWithOr,
         boolean_replacer.ReplaceOrWithAnd, boolean_replacer.AddNot,
         *_chosen(unary_operator_replacement.operators(), {"Delete_Not"}),
