@@ -36,7 +36,7 @@ TESTS = (
 traces, or through thousands of jobs by chance, is too slow."""
 SLOW_S = 5.0
 """Tests that take longer while they are watched are not asked, nor those of a file after ``FILE_S``. [CPU s]"""
-FILE_S = 40
+FILE_S = 120
 CALLS = 200
 """Calls of one function whose lines are looked at, for each trace and test."""
 TRACES = "traces"

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from vramcalc.accuracy.traces.table import TracedRow
 
 HERE = Path(__file__).resolve().parent
-QUICK_ROWS = 40
+QUICK_ROWS = 20
 """Stored traces that a mutant meets before the tests."""
 TESTS_S = 60.0
 """Processor time of the tests that a mutant meets, as they were watched, which takes several times as long. [CPU s]"""
