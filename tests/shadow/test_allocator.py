@@ -19,7 +19,7 @@ from vramcalc.errors import DoesNotFit, InvalidValue
 from vramcalc.inputs.alloc_conf import AllocatorSettings
 from vramcalc.shadow.allocator.blocks import UNIT, Block
 from vramcalc.shadow.allocator.caching import CachingAllocator
-from vramcalc.shadow.allocator.replay import Replay, replay, replay_steps
+from vramcalc.shadow.allocator.replay import Replay, Step, replay, replay_steps
 from vramcalc.units import MIB
 
 any_settings = st.sampled_from(list(SETTINGS.values()))
@@ -427,6 +427,16 @@ def test_a_replay_is_its_steps_one_by_one(chosen: AllocatorSettings, program: li
     assert replay(events, sizes, chosen, empty_at=empty_at) == Replay(
         a.peak_allocated_bytes, a.peak_reserved_bytes, a.reserved_bytes, a.retries
     )
+
+
+@pytest.mark.parametrize("n_steps", [1, 2, 5, 40])
+def test_retries_of_steps_that_are_not_run_again_count(n_steps: int) -> None:
+    """A small and a large request that never fit together: each has everything unused given back for the other."""
+    steps = [Step([0, ~0, 1, ~1], first=0, found_first=0, ends=())]
+    chosen, sizes = AllocatorSettings(limit_bytes=32 * MIB), [MIB, 31 * MIB]
+    found = replay_steps([], steps, [0] * n_steps, sizes, chosen)
+    assert found == replay([0, ~0, 1, ~1] * n_steps, sizes, chosen)
+    assert found.retries == 2 * n_steps - 1
 
 
 @untimed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from played import engine, given, parameter, played
 
+from vramcalc.shadow.engine.tape import Shape
 from vramcalc.shadow.fused import fms_acceleration
 from vramcalc.shadow.quantization.bitsandbytes import Packed4bit
 
@@ -38,10 +39,28 @@ def test_an_adapter_in_float32_is_cast_wherever_it_is_used(over_input: bool) -> 
     )
 
 
-@pytest.mark.parametrize(("head_major", "lines"), [(True, ["+640 fast_rope_embedding backward"]), (False, [])])
-def test_fused_rotary_positions_copy_a_gradient_that_lies_head_by_head(head_major: bool, lines: list[str]) -> None:
+ROTATED = ["+640 fast_rope_embedding backward"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "head_major", "lines"),
+    [
+        ((2, 4, 5, 8), True, ROTATED),
+        ((2, 4, 5, 8), False, []),
+        ((1, 8, 5, 8), True, ROTATED),
+        ((2, 2, 10, 8), True, ROTATED),
+        ((2, 10, 2, 8), True, ROTATED),
+        ((8, 1, 5, 8), True, []),
+        ((8, 5, 1, 8), True, []),
+    ],
+    ids=str,
+)
+def test_fused_rotary_positions_copy_a_gradient_that_lies_head_by_head(
+    shape: Shape, head_major: bool, lines: list[str]
+) -> None:
+    """With one head, or one token, both layouts are one."""
     e = engine()
-    x, cos, sin = given(e, (2, 4, 5, 8)), given(e, (5, 8), grad=False), given(e, (5, 8), grad=False)
+    x, cos, sin = given(e, shape), given(e, (5, 8), grad=False), given(e, (5, 8), grad=False)
     found, y = played(e, lambda: fms_acceleration.rotary(e, x, cos, sin, head_major_grad=head_major))
     assert found == []
     gradient = given(e, y.shape, y.dtype, grad=False)

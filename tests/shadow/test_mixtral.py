@@ -49,6 +49,15 @@ def test_every_expert_more_adds_its_three_matrices_and_a_row_of_the_router() -> 
     assert more.params_total - TINY.params_total == TINY.num_hidden_layers * (3 * h * i + h)
 
 
+@pytest.mark.parametrize(("transformers", "lists"), [("4.38", 3), ("4.39", 3), ("4.40", 0), ("4.57", 0)])
+def test_lists_of_tokens_are_indices_three_times_an_expert(transformers: str, lists: int) -> None:
+    """``hidden_states[None, top_x_list]`` and ``routing_weights[top_x_list, idx_list]`` up to 4.39."""
+    program = estimate(TINY, "full", transformers=transformers, seq_len=40).walks.written_out.program
+    first = {n for s in program.segments if s.phase == "step0.0.forward" for n in program.events[s.start : s.stop]}
+    made = [n for n in first if n >= 0 and program.births[n].op == "list of tokens" and program.births[n].layer == 0]
+    assert len(made) == lists * (TINY.num_local_experts or 0)
+
+
 # -- what trains -------------------------------------------------------------------------------------------------------
 
 

@@ -13,6 +13,7 @@ from played import engine, given, parameter, played
 from vramcalc.shadow.engine import norms
 from vramcalc.shadow.engine import scaling_and_clipping as gradients
 from vramcalc.shadow.engine.tape import ITEMSIZE, promote
+from vramcalc.shadow.families.common import experts
 from vramcalc.shadow.quantization.bitsandbytes import Linear4bit, Packed4bit
 
 
@@ -111,4 +112,17 @@ def test_a_norm_is_worked_out_in_float32() -> None:
         "+24 rsqrt backward, -24 mul, -24 pow, -24 sum, -24 rsqrt, +192 mean backward, -24 rsqrt backward, "
         "+192 pow, +192 mul, +192 pow backward, -192 mul, -192 pow, -192 mean backward, -192 to, "
         "-192 pow backward, +96 to backward, -192 mul backward"
+    )
+
+
+def test_weights_of_experts_are_divided_by_their_sum_in_place() -> None:
+    """``x /= x.sum(...)``; ``div_tensor_other_grad``: ``-grad * ((self / other) / other)``, summed to the divisor."""
+    e = engine()
+    x = given(e, (3, 2), "float32")
+    found, y = played(e, lambda: experts.normalise(e, x))
+    assert ", ".join(found) == "+12 sum, +24 clone"
+    gradient = given(e, y.shape, y.dtype, grad=False)
+    back = played(e, lambda: e.backward(y.node, gradient))[0]
+    assert ", ".join(back).startswith(
+        "+24 div backward, +24 neg, +24 div, +24 div, -24 div, +24 mul, -24 div, -24 neg, +12 sum, -24 mul"
     )

@@ -8,7 +8,7 @@ from vramcalc.shadow.engine.sizes import Size
 from vramcalc.shadow.engine.tape import Storage, Tensor
 
 
-def causal_lm_loss(e: Engine, logits: Tensor, *, shifts_logits: bool = False) -> Tensor:
+def causal_lm_loss(e: Engine, logits: Tensor, *, shifts_logits: bool) -> Tensor:
     """``ForCausalLMLoss`` on ``(batch, seq, vocab)`` logits: a float32 copy, its log-softmax, the mean over tokens.
 
     Args:
