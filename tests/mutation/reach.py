@@ -28,9 +28,9 @@ MODULES = ("shadow/**/*.py", "memory/ledger.py", "memory/walks.py")
 """The engine: what is mutated."""
 TESTS = (
     "shadow/test_[!r]*.py", "shadow/test_r[!e]*.py", "shadow/test_reading_checkpoint.py", "memory/test_grid.py",
-    "memory/test_measured.py", "memory/test_snapshots.py", "memory/test_timeline.py", "timing/test_[!t]*.py",
-    "timing/test_timing.py", "inputs/test_alloc_conf.py", "inputs/test_families.py", "inputs/test_releases.py",
-    "inputs/test_torch_releases.py", "accuracy/test_peft_runs.py",
+    "memory/test_ledger.py", "memory/test_measured.py", "memory/test_snapshots.py", "memory/test_timeline.py",
+    "timing/test_[!t]*.py", "timing/test_timing.py", "inputs/test_alloc_conf.py", "inputs/test_families.py",
+    "inputs/test_releases.py", "inputs/test_torch_releases.py", "accuracy/test_peft_runs.py",
 )  # fmt: skip
 """Files whose tests may notice a mutant, those marked ``trace`` aside: they need torch. What goes through all stored
 traces, or through thousands of jobs by chance, is too slow."""

@@ -126,3 +126,24 @@ def test_weights_of_experts_are_divided_by_their_sum_in_place() -> None:
     assert ", ".join(back).startswith(
         "+24 div backward, +24 neg, +24 div, +24 div, -24 div, +24 mul, -24 div, -24 neg, +12 sum, -24 mul"
     )
+
+
+@pytest.mark.parametrize(
+    ("dtype", "forward", "back"),
+    [
+        (
+            "bfloat16",
+            "+24 to, +24 softmax, -24 to",
+            "+24 softmax backward: gradient times result, +24 softmax backward",
+        ),
+        ("float16", "+24 softmax", "+24 softmax backward: gradient times result, +12 softmax backward"),
+        ("float32", "+24 softmax", "+24 softmax backward: gradient times result, +24 softmax backward"),
+    ],
+)
+def test_a_router_converts_16_bit_floats_of_its_own_kind_inside_the_kernel(dtype: str, forward: str, back: str) -> None:
+    """``softmax(..., dtype=torch.float)``: half to float is a conversion of the kernel's, bfloat16 is cast before."""
+    e = engine()
+    scores = given(e, (3, 2), dtype)
+    found, y = played(e, lambda: experts.softmax(e, scores))
+    assert ", ".join(found) == forward
+    assert ", ".join(played(e, lambda: e.backward(y.node, given(e, (3, 2), "float32", grad=False)))[0]).startswith(back)

@@ -10,6 +10,7 @@ from small import TINY, tiny
 from vramcalc import estimate
 from vramcalc.errors import Unsupported
 from vramcalc.memory.calibration.similarity import kernel, likeness, recipe_id
+from vramcalc.shadow.training.loop import _BATCH
 from vramcalc.show.words import recipe_lines
 
 LOOPS: tuple[dict[str, Any], ...] = (
@@ -119,3 +120,11 @@ def test_what_is_as_in_most_loops_is_no_trait() -> None:
     """Calibrations that were made before these settings could be said hold on."""
     traits = likeness(tiny("lora").job, None).traits
     assert traits.keys().isdisjoint({"passes_attention_mask", "zero_grad_set_to_none"})
+
+
+def test_a_loss_keeps_the_labels_and_not_the_ids() -> None:
+    """Of a batch that the loop drops, ids are what the embedding saves and labels what ``nll_loss`` does."""
+    found = tiny("full", loss="cross_entropy", keeps_outputs="no").walks.written_out.program
+    backward = next(s.start for s in found.segments if s.phase == "step0.0.backward")
+    alive = {e for e in found.events[:backward] if e >= 0} - {~e for e in found.events[:backward] if e < 0}
+    assert {found.births[e].op for e in alive} & {*_BATCH} == {"input_ids", "labels"}
