@@ -7,6 +7,25 @@ from pathlib import Path
 from typing import Any
 
 CONFIGS: dict[str, dict[str, Any]] = {
+    "arcee": {
+        "architectures": ["ArceeForCausalLM"],
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "head_dim": 16,
+        "hidden_act": "relu2",
+        "hidden_size": 64,
+        "intermediate_size": 240,
+        "max_position_embeddings": 4096,
+        "mlp_bias": False,
+        "model_type": "arcee",
+        "num_attention_heads": 4,
+        "num_hidden_layers": 3,
+        "num_key_value_heads": 2,
+        "rms_norm_eps": 1e-05,
+        "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"},
+        "tie_word_embeddings": False,
+        "vocab_size": 512,
+    },
     "gemma2": {
         "architectures": ["Gemma2ForCausalLM"],
         "attention_bias": False,

@@ -71,6 +71,7 @@ _SMALL: dict[str, Any] = {
     "max_position_embeddings": 512,
 }
 FAMILIES: dict[str, ModelSpec] = {
+    "arcee": ModelSpec(name="arcee", model_type="arcee", **_SMALL),
     "gemma2": ModelSpec(
         name="gemma2",
         model_type="gemma2",

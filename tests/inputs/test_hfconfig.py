@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 import vramcalc
 from vramcalc.errors import BadConfig, Unsupported, VramcalcError
 from vramcalc.inputs.families import FAMILIES as KNOWN
+from vramcalc.inputs.families.common import full_attention
 from vramcalc.inputs.hf_config import load, parse, read_config, to_spec
 
 REMEDY = "correct the file or fetch it again"
@@ -31,6 +32,21 @@ def without(config: dict[str, Any], *keys: str) -> dict[str, Any]:
 
 VARIANTS: dict[str, dict[str, Any]] = {
     **CONFIGS,
+    "arcee, no optional key": without(
+        CONFIGS["arcee"],
+        "num_key_value_heads",
+        "head_dim",
+        "hidden_act",
+        "max_position_embeddings",
+        "mlp_bias",
+        "tie_word_embeddings",
+    ),
+    "arcee, biases, tied": {
+        **CONFIGS["arcee"],
+        "attention_bias": True,
+        "mlp_bias": True,
+        "tie_word_embeddings": True,
+    },
     "llama, no optional key": without(
         LLAMA, "num_key_value_heads", "head_dim", "attention_bias", "mlp_bias", "architectures"
     ),
@@ -218,7 +234,7 @@ def test_what_attention_sees_is_what_a_trace_of_the_configuration_keeps(
     from vramcalc.profiling.trace.trace import trace
 
     config = {**CONFIGS[family], **changes}
-    windowless = "sliding_attention" in changes.get("layer_types", ()) and family in ("granite", "llama")
+    windowless = "sliding_attention" in changes.get("layer_types", ()) and KNOWN[family].window is full_attention
     if windowless or (family == "mixtral" and "sliding_window" in changes):
         with pytest.raises(Unsupported, match="sliding_window"):
             to_spec(config, "here")
@@ -364,7 +380,7 @@ def test_all_missing_sizes_are_named_at_once() -> None:
 BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "no model_type": (
         {"model_type": None},
-        "lacks model_type: expected one of gemma2, granite, llama, mistral, mixtral, qwen2, qwen3",
+        f"lacks model_type: expected one of {', '.join(KNOWN)}",
     ),
     "heads that do not divide": ({"num_attention_heads": 33}, r"num_attention_heads = 33: expected a divisor of .*64"),
     "key-value heads that do not divide": ({"num_key_value_heads": 3}, r"expected num_key_value_heads \(3\) to divide"),

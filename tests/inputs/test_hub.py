@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from configs import CONFIGS
 
+from vramcalc.inputs.families import FAMILIES
 from vramcalc.inputs.hf_config import to_spec
 
 PATH = "or give a path to its config.json"
@@ -243,7 +244,7 @@ def test_remote_code_is_neither_fetched_nor_run(hub: Hub, tmp_path: Path) -> Non
     answer = ask("acme/remote-code", tmp_path, hub.endpoint)
     assert answer["error"] == "Unsupported"
     assert (
-        "'mine' is not modelled; its own code is never executed; supported: gemma2, granite, llama" in answer["message"]
+        f"'mine' is not modelled; its own code is never executed; supported: {', '.join(FAMILIES)}" in answer["message"]
     )
     assert {line.split()[1] for line in hub.asked} == {"/acme/remote-code/resolve/main/config.json"}
 

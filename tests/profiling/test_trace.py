@@ -22,6 +22,11 @@ _EAGER_CACHE = {"attn_implementation": "eager", "use_cache": True, "micro_batch_
 
 CASES: tuple[tuple[str, str, dict[str, Any]], ...] = (
     *(
+        ("arcee", method, {"seq_len": 100, "autocast": autocast, "gradient_checkpointing": checkpointing})
+        for method, autocast in (("full", None), ("lora", "bfloat16"), ("qlora", "bfloat16"))
+        for checkpointing in ("none", "reentrant", "non_reentrant")
+    ),
+    *(
         ("gemma2", method, {"seq_len": 100, "autocast": autocast, "gradient_checkpointing": checkpointing})
         for method, autocast in (("full", None), ("lora", "bfloat16"), ("qlora", "bfloat16"))
         for checkpointing in ("none", "reentrant", "non_reentrant")

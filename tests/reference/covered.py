@@ -104,6 +104,8 @@ REFUSED: tuple[dict[str, object], ...] = (
     {"loss": "fused_linear", "targets": "embeddings or head"},
     # They make logits by themselves, and Granite's are scaled, Gemma's capped.
     *({"family": n, "loss": x} for n, f in FAMILIES.items() if f.logits for x in ("chunked", "fused_linear")),
+    # Liger has none for them.
+    *({"family": n, "loss": "fused_linear"} for n, f in FAMILIES.items() if not f.liger),
     # SDPA has no soft cap.
     *(
         {"family": n, "attention": kernel}

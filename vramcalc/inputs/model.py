@@ -95,7 +95,8 @@ class ModelSpec(Spec):
             attention += q + 2 * kv + h
         if family.head_norms:
             attention += 2 * d
-        mlp = 3 * h * i + ((2 * i + h) if self.mlp_bias else 0)
+        inner = 2 if family.gated else 1
+        mlp = (inner + 1) * h * i + (inner * i + h if self.mlp_bias else 0)
         if self.num_local_experts is not None:
             mlp = self.num_local_experts * (mlp + h)
         embeddings = self.vocab_size * h * (1 if self.tie_word_embeddings else 2)

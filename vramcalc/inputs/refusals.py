@@ -108,6 +108,11 @@ def _family(model: ModelSpec, stack: Stack) -> None:
             f"{model.name}: loss={stack.loss!r} makes logits by itself, and {model.model_type}'s are {family.logits}; "
             "use loss='full'"
         )
+    if not family.liger and stack.loss == "fused_linear":
+        raise Unsupported(
+            f"{model.name}: liger-kernel 0.8 has no loss='fused_linear' for {model.model_type} and leaves it as it is; "
+            "use loss='full' or 'chunked'"
+        )
 
 
 def _casts(method: LoRA, stack: Stack) -> None:

@@ -118,7 +118,8 @@ class Matrices:
             return model
         q, kv = model.num_attention_heads * model.head_dim, model.num_key_value_heads * model.head_dim
         h, i, active = model.hidden_size, model.intermediate_size, model.num_experts_per_tok or 1
-        mlp = _gated(h, i, copies=model.num_local_experts or 1, active=active)
+        make = _gated if model.family.gated else _plain
+        mlp = make(h, i, copies=model.num_local_experts or 1, active=active)
         return cls(
             model.name, "model.layers.{}.", (*_attention(h, q, kv), *mlp), model.num_hidden_layers, h, i * active, q,
             kv, model.num_attention_heads, model.head_dim, model.vocab_size, model.params_total,
@@ -141,6 +142,10 @@ def _gated(h: int, i: int, **experts: int) -> tuple[Linear, ...]:
         Linear("mlp.up_proj", "up", h, i, **experts),
         Linear("mlp.down_proj", "down", i, h, **experts),
     )
+
+
+def _plain(h: int, i: int, **experts: int) -> tuple[Linear, ...]:
+    return Linear("mlp.up_proj", "up", h, i, **experts), Linear("mlp.down_proj", "down", i, h, **experts)
 
 
 def _layout(row: tables.Row, h: int, i: int, q: int, kv: int) -> tuple[str, tuple[Linear, ...]]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from vramcalc.inputs.families import gemma2, granite, llama, mistral, mixtral, qwen2, qwen3
+from vramcalc.inputs.families import arcee, gemma2, granite, llama, mistral, mixtral, qwen2, qwen3
 from vramcalc.inputs.families.common import Family as Family
 
 FAMILIES: dict[str, Family] = {
-    module.FAMILY.model_type: module.FAMILY for module in (gemma2, granite, llama, mistral, mixtral, qwen2, qwen3)
+    module.FAMILY.model_type: module.FAMILY
+    for module in (arcee, gemma2, granite, llama, mistral, mixtral, qwen2, qwen3)
 }

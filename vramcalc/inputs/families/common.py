@@ -133,6 +133,7 @@ class Family:
         divides_hidden: heads have to divide the hidden size, even where ``head_dim`` is given.
         tie_word_embeddings: default.
         activation: the key of the activation, and the one that is modelled, its default.
+        gated: the feed-forward part has a gate: two projections of its input, multiplied.
         biases: settings of bias that the class has.
         aliases: other names of settings (``attribute_map``); transformers sets them after the fields, so that they win
             in any order.
@@ -142,6 +143,7 @@ class Family:
         told: what the configuration class is told of those fields and of the window.
         attention: implementations that it has, its default first.
         logits: what is done to the head's product; a loss that makes logits by itself would have to do the same.
+        liger: liger-kernel has a fused loss for it; it leaves what it does not know as it is, without a word.
         fused_kernels: plugins that replace its kernels.
         qkv_bias: a bias on queries, keys and values alone, whatever the configuration says.
         head_norms: a norm on the queries and keys of every head.
@@ -163,6 +165,7 @@ class Family:
     divides_hidden: bool = False
     tie_word_embeddings: bool = False
     activation: tuple[str, str] = ("hidden_act", "silu")
+    gated: bool = True
     biases: tuple[str, ...] = ()
     aliases: Mapping[str, str] = field(default_factory=dict)
     window: Callable[[Config, str], Any] = full_attention
@@ -171,6 +174,7 @@ class Family:
     told: Callable[[dict[str, Any]], dict[str, Any]] = _as_they_are
     attention: tuple[str, ...] = ("sdpa", "eager", "flash_attention_2")
     logits: str = ""
+    liger: bool = True
     fused_kernels: tuple[str, ...] = ()
     qkv_bias: bool = False
     head_norms: bool = False

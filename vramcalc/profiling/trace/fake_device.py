@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from vramcalc.inputs.quantization import BitsAndBytes4bit
 from vramcalc.inputs.stack import Stack
 from vramcalc.profiling.real import fused_losses, releases
-from vramcalc.profiling.trace import fake_routing
+from vramcalc.profiling.trace import fake_autocast, fake_routing
 from vramcalc.profiling.trace.fake_attention import DTYPE_NAMES, scaled_dot_product_attention
 from vramcalc.shadow.engine import kernels
 
@@ -173,19 +173,6 @@ def _softmax(x: torch.Tensor, dim: int | None = None, _stacklevel: int = 3, dtyp
     return torch.softmax(x, dim, dtype=dtype)  # type: ignore[arg-type]
 
 
-def _cross_entropy(real: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """CUDA's autocast raises the log-probabilities to float32, where the CPU's raises the logits."""
-
-    def cross_entropy(x: torch.Tensor, target: torch.Tensor, *args: Any, **more: Any) -> torch.Tensor:
-        if x.dtype == torch.float32 or not torch.is_autocast_enabled("cpu"):
-            return real(x, target, *args, **more)
-        with torch.autocast("cpu", enabled=False):
-            log_probs = torch.log_softmax(x, 1).float()
-            return nn.functional.nll_loss(log_probs, target, *args, **more)
-
-    return cross_entropy
-
-
 def _apply(self: nn.Module, fn: Callable[[Any], Any], recurse: bool = True) -> nn.Module:
     """``Module._apply`` without torch's swap of tensors, which fake ones do not allow."""
     for module in self.modules() if recurse else [self]:
@@ -260,7 +247,7 @@ def cuda_choices(stack: Stack, compute_capability: tuple[int, int], *, padded: b
         (nn.functional, "dropout", _dropout),
         (nn.functional, "softmax", _softmax),
         (torch, "rand", _rand(torch.rand)),
-        (nn.functional, "cross_entropy", _cross_entropy(nn.functional.cross_entropy)),
+        (nn.functional, "cross_entropy", fake_autocast.cross_entropy(nn.functional.cross_entropy)),
         # PEFT asks about CUDA's autocast, which is what is_autocast_enabled() without a device means.
         (torch, "is_autocast_enabled", lambda _device="cpu": autocast_enabled("cpu")),
         # The real one asks whether gradients overflowed and skips the step if so.
@@ -276,7 +263,7 @@ def cuda_choices(stack: Stack, compute_capability: tuple[int, int], *, padded: b
     replacements += (
         _peft_replacements() + _bitsandbytes_replacements() + fused_losses.replacements(stack, compute_capability)
     )
-    with _replaced(replacements):
+    with _replaced(replacements), fake_autocast.powers_in_float32():
         yield
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from vramcalc.shadow.families import gemma2, granite, llama, mistral, mixtral, qwen2, qwen3
+from vramcalc.shadow.families import arcee, gemma2, granite, llama, mistral, mixtral, qwen2, qwen3
 from vramcalc.shadow.families.common import decoder
 
 FAMILIES: dict[str, type[decoder.CausalLM]] = {
+    "arcee": arcee.CausalLM,
     "gemma2": gemma2.CausalLM,
     "granite": granite.CausalLM,
     "llama": llama.CausalLM,
