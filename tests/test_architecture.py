@@ -67,6 +67,7 @@ AT_THE_TOP = {
         "vramcalc.inputs.gpu",
         "vramcalc.inputs.method",
         "vramcalc.inputs.model",
+        "vramcalc.inputs.prompt_learning",
         "vramcalc.inputs.quantization",
         "vramcalc.inputs.stack",
         "vramcalc.cli.options",

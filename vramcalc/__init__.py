@@ -39,6 +39,9 @@ _HOME = {
     "LoRA": "vramcalc.inputs.stack",
     "QLoRA": "vramcalc.inputs.stack",
     "DoRA": "vramcalc.inputs.stack",
+    "PromptTuning": "vramcalc.inputs.stack",
+    "PTuning": "vramcalc.inputs.stack",
+    "PrefixTuning": "vramcalc.inputs.stack",
     "TrainingSpec": "vramcalc.inputs.stack",
     "Stack": "vramcalc.inputs.stack",
     "ModelSpec": "vramcalc.inputs.stack",
@@ -59,6 +62,9 @@ if TYPE_CHECKING:
     from vramcalc.inputs.stack import Gpu as Gpu
     from vramcalc.inputs.stack import LoRA as LoRA
     from vramcalc.inputs.stack import ModelSpec as ModelSpec
+    from vramcalc.inputs.stack import PrefixTuning as PrefixTuning
+    from vramcalc.inputs.stack import PromptTuning as PromptTuning
+    from vramcalc.inputs.stack import PTuning as PTuning
     from vramcalc.inputs.stack import QLoRA as QLoRA
     from vramcalc.inputs.stack import Stack as Stack
     from vramcalc.inputs.stack import TrainingSpec as TrainingSpec

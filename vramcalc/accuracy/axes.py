@@ -20,7 +20,7 @@ def weights(job: Job) -> str:
 
 def adapters(job: Job) -> str:
     """What adapters are stored in."""
-    return job.stack.adapter_dtype if job.method.adapters else "none"
+    return "none" if job.method.trains_base else job.stack.adapter_dtype
 
 
 def layers(job: Job) -> str:
@@ -41,7 +41,7 @@ AXES: dict[str, Callable[[Job], str]] = {
     "layers": layers,
     "torch": lambda job: job.stack.torch,
     "transformers": lambda job: job.stack.transformers,
-    "peft": lambda job: job.stack.peft if job.method.adapters else "none",
+    "peft": lambda job: "none" if job.method.trains_base else job.stack.peft,
     "bitsandbytes": lambda job: job.stack.bitsandbytes,
 }
 REGIME = ("family", "method", "checkpointing")

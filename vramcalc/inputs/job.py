@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from vramcalc.errors import Unsupported
 from vramcalc.inputs.refusals import refuse
+from vramcalc.inputs.refused_prompts import refuse_prompts
 from vramcalc.inputs.releases import PADDING_CHECKED, minor_release
 from vramcalc.inputs.stack import (
     OWN_LOSSES,
@@ -43,6 +44,7 @@ class Job:
             )
         self._checked_release()
         refuse(self.model, self.method, self.stack)
+        refuse_prompts(self.model, self.method, self.training, self.stack)
         if self._unscales_float16():
             raise Unsupported(
                 "autocast='float16' scales the loss, and torch's GradScaler refuses to unscale float16 gradients; "
@@ -102,11 +104,16 @@ class Job:
             )
 
     @property
+    def longest(self) -> int:
+        """Positions of the longest sequence: its tokens, and the virtual ones before them. [tokens]"""
+        return self.training.seq_len + self.method.num_virtual_tokens
+
+    @property
     def windowed(self) -> bool:
         """Whether the longest sequence reaches the sliding window that masks are made for."""
         window = self.model.sliding_window
         unseen = self.stack.release.ignores_window and self.stack.attn_implementation == "sdpa"
-        return window is not None and not unseen and self.training.seq_len >= window
+        return window is not None and not unseen and self.longest >= window
 
     @property
     def masked(self) -> bool:
@@ -125,8 +132,10 @@ class Job:
         if self.training.optimizer.one_kernel and not self.training.max_grad_norm:
             return False
         adapters = self.method.adapters
-        if adapters is None:
+        if self.method.trains_base:
             return self.stack.dtype == "float16"
+        if adapters is None:
+            return copy_dtype(self.stack, "float32") == "float16"
         found = {usual_adapter_dtype(adapters, self.stack)}
         if adapters.modules_to_save:
             found.add(copy_dtype(self.stack, "float32" if kbit_prepared(self.method, self.stack) else self.stack.dtype))

@@ -6,13 +6,16 @@ memory, or for the values that measured runs have.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
 
 from vramcalc.inputs import patterns
 from vramcalc.inputs.base import MOVES_NO_MEMORY, PositiveCount, Spec, Usual
-from vramcalc.inputs.quantization import BitsAndBytes4bit, Quantization
+from vramcalc.inputs.prompt_learning import PrefixTuning as PrefixTuning
+from vramcalc.inputs.prompt_learning import PromptTuning as PromptTuning
+from vramcalc.inputs.prompt_learning import PTuning as PTuning
+from vramcalc.inputs.quantization import BitsAndBytes4bit, Quantization, stored
 
 
 def _names(value: object) -> object:
@@ -38,16 +41,15 @@ def _inside_layers(targets: str | frozenset[str]) -> bool:
     return not any(end in name for name in names for end in ("embed_tokens", "lm_head"))
 
 
-def stored(storage: BitsAndBytes4bit | None) -> str:
-    """``"NF4 double-quantised"``."""
-    if storage is None:
-        return "unquantised"
-    return f"{storage.bnb_4bit_quant_type.upper()}{' double-quantised' if storage.bnb_4bit_use_double_quant else ''}"
-
-
 class FullFineTuning(Spec):
     """Every parameter trains."""
 
+    trains_base: ClassVar[bool] = True
+    """Whether the base model trains; what leaves it frozen is PEFT's."""
+    num_virtual_tokens: ClassVar[int] = 0
+    """Learned positions before those of the tokens."""
+    virtual_keys_only: ClassVar[bool] = False
+    """Whether those are keys and values alone, which no layer computes."""
     kind: Literal["full"] = "full"
 
     @property
@@ -72,6 +74,11 @@ class FullFineTuning(Spec):
 class LoRA(Spec):
     """Low-rank adapters beside frozen layers; fields as in PEFT's ``LoraConfig``."""
 
+    trains_base: ClassVar[bool] = False
+    num_virtual_tokens: ClassVar[int] = 0
+    virtual_keys_only: ClassVar[bool] = False
+    config_class: ClassVar[str] = "LoraConfig"
+    """Name of PEFT's configuration."""
     kind: Literal["lora"] = "lora"
     rank: Annotated[PositiveCount, Usual(lambda rank: rank <= MEASURED_RANK)] = 16
     """Inner width of every adapter pair (``r`` in PEFT)."""
@@ -173,4 +180,4 @@ class DoRA(LoRA):
         return f"DoRA {over}{self._adapters()}"
 
 
-Method = FullFineTuning | LoRA | QLoRA | DoRA
+Method = FullFineTuning | LoRA | QLoRA | DoRA | PromptTuning | PTuning | PrefixTuning

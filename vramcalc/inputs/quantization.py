@@ -37,4 +37,11 @@ def spelled_out(value: Any) -> Any:
     return value
 
 
+def stored(storage: BitsAndBytes4bit | None) -> str:
+    """``"NF4 double-quantised"``."""
+    if storage is None:
+        return "unquantised"
+    return f"{storage.bnb_4bit_quant_type.upper()}{' double-quantised' if storage.bnb_4bit_use_double_quant else ''}"
+
+
 Quantization = Annotated[BitsAndBytes4bit | None, BeforeValidator(spelled_out)]

@@ -200,8 +200,7 @@ def _dtypes(model: ModelSpec, method: Method, stack: Stack) -> None:
     """Refuse tensors of two dtypes where torch multiplies or joins only those of one."""
     adapters = method.adapters
     if (
-        adapters is not None
-        and adapters.storage is not None
+        method.storage is not None
         and stack.autocast is not None
         and {_unadapted_dtype(model, adapters, stack), stack.autocast} == {"bfloat16", "float16"}
         and not _adapts_rotated(adapters, model.num_hidden_layers)
@@ -221,14 +220,14 @@ def _dtypes(model: ModelSpec, method: Method, stack: Stack) -> None:
         )
 
 
-def _unadapted_dtype(model: ModelSpec, method: LoRA, stack: Stack) -> str:
+def _unadapted_dtype(model: ModelSpec, method: LoRA | None, stack: Stack) -> str:
     """Dtype that four-bit layers give back: that of what the norm before them gives them."""
     weights = "float32" if stack.prepare_model_for_kbit_training else stack.dtype
-    copied = model.family.norms_keep_dtype and is_saved(method, "model.embed_tokens")
+    copied = method is not None and model.family.norms_keep_dtype and is_saved(method, "model.embed_tokens")
     return copy_dtype(stack, weights) if copied else weights
 
 
-def _adapts_rotated(method: LoRA, n_layers: int) -> bool:
+def _adapts_rotated(method: LoRA | None, n_layers: int) -> bool:
     """Whether every layer's queries and keys have an adapter, whose sum with them is float32 under autocast."""
     names = [f"model.layers.{i}.self_attn.{p}" for i in range(n_layers) for p in ("q_proj", "k_proj")]
-    return all(is_target(method, name) for name in names)
+    return method is not None and all(is_target(method, name) for name in names)

@@ -114,6 +114,10 @@ PEFT_CHECKED = ((0, 11), (0, 21))
 
 PEFT_DORA = (0, 16)
 """First release of PEFT whose DoRA is a variant with a call of its own."""
+PEFT_PROMPTS = (0, 15)
+"""First release of PEFT whose virtual tokens were compared with traces: those that every token sees as tokens."""
+PEFT_PREFIX = (0, 21)
+"""First release of PEFT whose prefixes of keys and values were compared with traces."""
 PEFT_RAISES_ADAPTERS = (0, 12)
 """First release that raises 16-bit adapters to float32 (``autocast_adapter_dtype``)."""
 

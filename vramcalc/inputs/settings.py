@@ -7,11 +7,25 @@ from typing import Any, cast
 
 from vramcalc.errors import InvalidValue, UnknownName, Unsupported
 from vramcalc.inputs.quantization import BitsAndBytes4bit, spelled_out
-from vramcalc.inputs.stack import DoRA, FullFineTuning, LoRA, QLoRA, Stack, TrainingSpec
+from vramcalc.inputs.stack import (
+    DoRA,
+    FullFineTuning,
+    LoRA,
+    Method,
+    PrefixTuning,
+    PromptTuning,
+    PTuning,
+    QLoRA,
+    Stack,
+    TrainingSpec,
+)
 
-MethodClass = type[FullFineTuning] | type[LoRA]
+MethodClass = type[Method]
 _NAMED = {"method": "lora", "stack": "transformers-trainer"}
-METHOD_CLASSES: dict[str, MethodClass] = {"full": FullFineTuning, "lora": LoRA, "qlora": QLoRA, "dora": DoRA}
+METHOD_CLASSES: dict[str, MethodClass] = {
+    spec.model_fields["kind"].default: spec
+    for spec in (FullFineTuning, LoRA, QLoRA, DoRA, PromptTuning, PTuning, PrefixTuning)
+}
 """Methods by name."""
 
 
@@ -28,7 +42,7 @@ def kind_of(method: object, training: object, stack: object) -> MethodClass:
     if training is not None and not isinstance(training, TrainingSpec):
         raise InvalidValue("training", training, "a TrainingSpec", "or give its fields as keywords")
     if not isinstance(method, str):
-        return cast("type[FullFineTuning] | type[LoRA]", type(method))
+        return cast("MethodClass", type(method))
     if str(method) not in METHOD_CLASSES:
         raise UnknownName("method", str(method), METHOD_CLASSES)
     return METHOD_CLASSES[str(method)]

@@ -33,6 +33,9 @@ from vramcalc.inputs.method import DoRA as DoRA
 from vramcalc.inputs.method import FullFineTuning as FullFineTuning
 from vramcalc.inputs.method import LoRA as LoRA
 from vramcalc.inputs.method import Method as Method
+from vramcalc.inputs.method import PrefixTuning as PrefixTuning
+from vramcalc.inputs.method import PromptTuning as PromptTuning
+from vramcalc.inputs.method import PTuning as PTuning
 from vramcalc.inputs.method import QLoRA as QLoRA
 from vramcalc.inputs.model import AttnImplementation as AttnImplementation
 from vramcalc.inputs.model import ModelSpec as ModelSpec

@@ -43,9 +43,11 @@ def _on_release(job: Job) -> Iterator[str]:
 
 def _on_sizes(job: Job) -> Iterator[str]:
     model, training = job.model, job.training
-    if training.seq_len > model.max_position_embeddings:
+    if job.longest > model.max_position_embeddings:
+        virtual = job.method.num_virtual_tokens
+        before = f" with {virtual:,} virtual tokens before it" if virtual else ""
         yield (
-            f"seq_len {training.seq_len:,} is above the model's max_position_embeddings "
+            f"seq_len {training.seq_len:,}{before} is above the model's max_position_embeddings "
             f"({model.max_position_embeddings:,})"
         )
     adapters = job.method.adapters

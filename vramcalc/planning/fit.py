@@ -31,7 +31,7 @@ def fit(
     Args:
         model: as in :func:`vramcalc.estimate`.
         gpus: ids or specs.
-        methods: ``full``, ``lora``, ``qlora``, ``dora``.
+        methods: names as in ``estimate``.
         **settings: as in ``estimate``; those of a method apply to the methods that have them.
 
     A GPU that cannot run a job another one can is left out of the answer; see :func:`fit_or_why`.

@@ -160,13 +160,13 @@ def _optimizers(job: Job) -> Iterator[Change]:
 
 def _weights(job: Job) -> Iterator[Change]:
     """What is frozen needs no float32, as far as the GPU has bfloat16."""
-    if job.method.adapters and job.stack.dtype == "float32" and job.compute_capability >= (8, 0):
+    if not job.method.trains_base and job.stack.dtype == "float32" and job.compute_capability >= (8, 0):
         yield "bf16 weights", {"dtype": "bfloat16"}
 
 
 def _methods(job: Job) -> Iterator[Change]:
     """Methods that store less, with what the recipe changes for them."""
-    if job.method.adapters is None:
+    if job.method.trains_base:
         yield "LoRA r=16", {"method": "lora"}
     if job.method.storage is None:
         over = job.method.over_four_bits()

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vramcalc import tables
 from vramcalc.errors import DataError, VramcalcError, shown
-from vramcalc.inputs.stack import DoRA, FullFineTuning, Gpu, LoRA, ModelSpec, QLoRA, Stack, TrainingSpec
+from vramcalc.inputs.stack import Gpu, Method, ModelSpec, Stack, TrainingSpec
 from vramcalc.profiling.row_log import read_lines
 
 SCHEMA = "vramcalc-profile"
@@ -37,7 +37,7 @@ class RunSettings(_Record):
     """Everything that says which job is measured, and how."""
 
     model: ModelSpec
-    method: Annotated[FullFineTuning | LoRA | QLoRA | DoRA, Field(discriminator="kind")]
+    method: Annotated[Method, Field(discriminator="kind")]
     training: TrainingSpec
     stack: Stack
     device: Literal["cuda", "cpu"] = "cuda"

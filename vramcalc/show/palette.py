@@ -25,7 +25,15 @@ GROUPS = {
 CACHED = "#D8D8D8"
 """What the allocator holds and no tensor uses."""
 
-METHODS = {"full": VERMILION, "dora": PURPLE, "lora": BLUE, "qlora": GREEN}
+METHODS = {
+    "full": VERMILION,
+    "dora": PURPLE,
+    "lora": BLUE,
+    "qlora": GREEN,
+    "prompt_tuning": ORANGE,
+    "p_tuning": SKY_BLUE,
+    "prefix_tuning": YELLOW,
+}
 """By method, in the order of what they take."""
 
 VERDICTS = {"fits": GREEN, "tight": ORANGE, "does not fit": VERMILION}

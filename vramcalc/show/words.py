@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from vramcalc.inputs.job import Job
 from vramcalc.inputs.release_dates import UNKNOWN
 from vramcalc.inputs.stack import Gpu, Stack, TrainingSpec
-from vramcalc.inputs.targets import usual_adapter_dtype
+from vramcalc.inputs.targets import copy_dtype, usual_adapter_dtype
 from vramcalc.interval import Interval
 from vramcalc.memory.calibration.file import current
 from vramcalc.memory.calibration.similarity import kernel
@@ -68,6 +68,8 @@ def precision(job: Job) -> str:
     adapters = job.method.adapters
     if adapters is not None:
         parts.append(f"{SHORT_DTYPES[usual_adapter_dtype(adapters, stack)]} adapters")
+    elif not job.method.trains_base:
+        parts.append(f"{SHORT_DTYPES[copy_dtype(stack, 'float32')]} prompt encoder")
     if storage is not None:
         parts.append(_preparation(stack))
     return ", ".join(parts)

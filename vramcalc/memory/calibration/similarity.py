@@ -64,7 +64,7 @@ def likeness(job: Job, architecture: str | None) -> Likeness:
     """See :class:`Likeness`; a GPU generation that is not named is like any."""
     training, stack, attention = job.training, job.stack, kernel(job)
     plain = {name: value for name, value in _told(stack.model_dump()).items() if name not in _ELSEWHERE}
-    if job.method.adapters is None:
+    if job.method.trains_base:
         del plain["adapter_dtype"]
     if job.method.storage is None:
         del plain["prepare_model_for_kbit_training"]
@@ -87,8 +87,8 @@ def likeness(job: Job, architecture: str | None) -> Likeness:
     }
     sizes = {
         "params": job.model.params_total,
-        "seq_len": training.seq_len,
-        "tokens": training.seq_len * training.micro_batch_size,
+        "seq_len": job.longest,
+        "tokens": job.longest * training.micro_batch_size,
     }
     return Likeness((job.method.kind, "eager" if attention in ("eager", "math") else "fused"), traits, sizes)
 

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from vramcalc.inputs.stack import LoRA, Method, ModelSpec, Stack, TrainingSpec, kbit_prepared
+from vramcalc.errors import Unsupported
+from vramcalc.inputs.stack import Method, ModelSpec, Stack, TrainingSpec, kbit_prepared
 from vramcalc.profiling.real.releases import dtype_argument
 
 
@@ -67,11 +68,11 @@ def build_model(model: ModelSpec, stack: Stack, *, layers: int | None = None) ->
     return built
 
 
-def lora_config(method: LoRA) -> Any:
-    """PEFT's ``LoraConfig`` of a method spec."""
-    from peft import LoraConfig
+def peft_config(method: Any) -> Any:
+    """PEFT's configuration of a method spec that leaves the base model frozen."""
+    import peft
 
-    return LoraConfig(**method.peft_fields, task_type="CAUSAL_LM")
+    return getattr(peft, method.config_class)(**method.peft_fields, task_type="CAUSAL_LM")
 
 
 def attach(
@@ -97,8 +98,7 @@ def attach(
         The model to call.
     """
     checkpointing = training.gradient_checkpointing
-    adapters = method.adapters
-    if adapters is None and adapt is None:
+    if method.trains_base and adapt is None:
         for parameter in model.parameters():
             parameter.requires_grad_(True)
     else:
@@ -106,17 +106,14 @@ def attach(
             parameter.requires_grad_(False)
         if kbit_prepared(method, stack):
             prepare_kbit(model)
-        if adapt is not None:
-            model = adapt(model)
-        elif adapters is not None:
-            model = _get_peft_model(model, adapters, stack)
+        model = adapt(model) if adapt is not None else _get_peft_model(model, method, stack)
         if method.storage is not None and stack.casts_embeddings_to_bf16:
             _cast_embeddings_to_bf16(model)
     if checkpointing != "none":
         model.gradient_checkpointing_enable(  # type: ignore[operator]
             gradient_checkpointing_kwargs={"use_reentrant": checkpointing == "reentrant"}
         )
-        if adapters is not None:
+        if not method.trains_base:
             model.enable_input_require_grads()  # type: ignore[operator]
     model.train()
     return model
@@ -133,13 +130,13 @@ def _cast_embeddings_to_bf16(model: nn.Module) -> None:
             module._parameters["weight"] = cast[id(weight)]
 
 
-def _get_peft_model(model: nn.Module, method: LoRA, stack: Stack) -> nn.Module:
+def _get_peft_model(model: nn.Module, method: Method, stack: Stack) -> nn.Module:
     from peft import get_peft_model
 
     # Before 0.12, PEFT left adapters in their layers' dtype.
     raised = {"autocast_adapter_dtype": stack.adapter_dtype == "float32"}
     known = inspect.signature(get_peft_model).parameters.keys() & raised.keys()
-    wrapped: nn.Module = get_peft_model(model, lora_config(method), **{name: raised[name] for name in known})
+    wrapped: nn.Module = get_peft_model(model, peft_config(method), **{name: raised[name] for name in known})
     if stack.adapter_dtype not in ("float32", "weights"):
         for parameter in wrapped.parameters():
             if parameter.requires_grad:

@@ -30,7 +30,7 @@ def hidden_buffers(compute_capability: tuple[int, int]) -> Callable[[str, Any, A
     def flash(args: Any) -> Any:
         grad, query, key = args[0], args[1], args[2]
         batch, heads, seq, head_dim = query.shape
-        found = kernels.flash_backward(batch, heads, key.shape[1], seq, head_dim, query.element_size())
+        found = kernels.flash_backward(batch, heads, key.shape[1], seq, head_dim, query.element_size(), key.shape[2])
         return found + _contiguous_copy(grad)
 
     def efficient_forward(query: torch.Tensor) -> Any:
@@ -41,7 +41,7 @@ def hidden_buffers(compute_capability: tuple[int, int]) -> Callable[[str, Any, A
         grad, query, key = args[0], args[1], args[2]
         batch, heads, seq, head_dim = query.shape
         found = kernels.efficient_backward(
-            batch, heads, key.shape[1], seq, head_dim, DTYPE_NAMES[query.dtype], compute_capability
+            batch, heads, key.shape[1], seq, head_dim, DTYPE_NAMES[query.dtype], compute_capability, key.shape[2]
         )
         return found + _contiguous_copy(grad)
 

@@ -22,6 +22,7 @@ from vramcalc.profiling.real.libraries import attach, build_model
 from vramcalc.profiling.real.loop import Loop
 from vramcalc.profiling.real.optimizers import build_optimizer
 from vramcalc.profiling.trace import fake_device
+from vramcalc.profiling.trace.on_host import keep_prompts_on_host
 from vramcalc.profiling.trace.recorder import Recorder
 from vramcalc.profiling.trace.result import Trace, describe
 from vramcalc.shadow.engine.kernels import cublas_workspace_bytes
@@ -131,6 +132,7 @@ def trace(
             fake_device.quantize_linears(built, method.storage)
         fused_losses.install(built, stack)
         built = attach(built, method, training, stack, prepare_kbit=fake_device.prepare_kbit, adapt=adapt)
+        keep_prompts_on_host(built)
         gc.collect()
         _label_loaded(recorder, built)
         _name_modules(recorder, built)
@@ -205,6 +207,7 @@ def trace_custom(
     ):
         model = model_factory()
         fake_device.take_literals(model)
+        keep_prompts_on_host(model)
         gc.collect()
         _label_loaded(recorder, model)
         _name_modules(recorder, model)

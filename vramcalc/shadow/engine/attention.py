@@ -33,7 +33,7 @@ def _flash(e: Engine, q: Tensor, k: Tensor, v: Tensor, *, padded_from: Shape | N
     def backward(_saved: Saved, g: Tensor) -> Gradients:
         _fused_backward(e, dtype, meant, kv_shape[2])
         itemsize = ITEMSIZE[dtype]
-        needed = kernels.flash_backward(batch, int(heads), int(kv_shape[1]), seq, int(width), itemsize)
+        needed = kernels.flash_backward(batch, int(heads), int(kv_shape[1]), seq, int(width), itemsize, kv_shape[2])
         if padded_from is not None:
             needed.append((batch * heads * seq * width * itemsize, "flash backward: contiguous grad_out"))
         buffers = in_kernel(e, needed)
@@ -143,7 +143,7 @@ def eager(
     if k.shape[1] != heads:
         k, v = repeat_kv(e, k, int(heads)), repeat_kv(e, v, int(heads))
     many = batch > 1
-    attn_weights = _bmm(e, q, k, (batch, heads, seq, seq), copy_a=many, copy_b=many and not one_block)
+    attn_weights = _bmm(e, q, k, (batch, heads, seq, k.shape[2]), copy_a=many, copy_b=many and not one_block)
     attn_weights = ops.mul_scalar(e, attn_weights)
     if soft_capped:
         attn_weights = ops.mul_scalar(e, attn_weights)
@@ -250,7 +250,9 @@ def efficient(
             needed = kernels.cudnn_backward(batch, int(heads), seq, int(width))
         else:
             kv_heads = int(kv_shape[1])
-            needed = kernels.efficient_backward(batch, int(heads), kv_heads, seq, int(width), dtype, compute_capability)
+            needed = kernels.efficient_backward(
+                batch, int(heads), kv_heads, seq, int(width), dtype, compute_capability, kv_shape[2]
+            )
         buffers = in_kernel(e, needed)
         grads: Gradients = [e.new(shape, dtype, f"{kernel} backward") for shape in (q_shape, kv_shape, kv_shape)]
         del buffers
@@ -295,7 +297,7 @@ def math(e: Engine, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, hea
     copies = many and not grouped and not head_major_kv
     key_expanded = repeat_interleave(e, k, int(heads)) if grouped else k
     value_expanded = repeat_interleave(e, v, int(heads)) if grouped else v
-    scores = (batch, heads, seq, seq)
+    scores = (batch, heads, seq, k.shape[2])
     attn = _bmm(e, q, ops.mul_scalar(e, key_expanded), scores, copy_a=many, copy_b=copies)
     attn = _safe_softmax(e, attn)
     returned_weights = e.new(scores, dtype, "attention weights") if dtype != "float32" else None

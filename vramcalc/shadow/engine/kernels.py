@@ -26,8 +26,10 @@ def cublas_workspace_bytes(compute_capability: tuple[int, int]) -> int:
     return 32 * MIB if compute_capability[0] >= 9 else (2 * 4096 + 8 * 16) * KIB
 
 
-def flash_backward(batch: Size, heads: int, kv_heads: int, seq: Size, head_dim: int, itemsize: int) -> Buffers:
-    """FlashAttention-2 backward as torch ships it.
+def flash_backward(
+    batch: Size, heads: int, kv_heads: int, seq: Size, head_dim: int, itemsize: int, keys: Size | None = None
+) -> Buffers:
+    """FlashAttention-2 backward as torch ships it; ``keys`` are as many as queries when left out.
 
     References:
         pytorch aten/src/ATen/native/transformers/cuda/flash_attn/flash_api.cpp, ``mha_bwd``.
@@ -39,7 +41,7 @@ def flash_backward(batch: Size, heads: int, kv_heads: int, seq: Size, head_dim: 
         (4 * batch * rounded_seq * heads * rounded_dim, "flash backward: dq in float32"),
     ]
     if kv_heads != heads:
-        expanded = itemsize * batch * seq * heads * head_dim
+        expanded = itemsize * batch * (seq if keys is None else keys) * heads * head_dim
         buffers += [(expanded, "flash backward: dk per query head"), (expanded, "flash backward: dv per query head")]
     return buffers
 
@@ -98,22 +100,25 @@ def efficient_backward(
     head_dim: int,
     dtype: str,
     compute_capability: tuple[int, int],
+    keys: Size | None = None,
 ) -> Buffers:
     """Memory-efficient attention's backward: delta, and one workspace of float32 sums.
 
     Every tile of dq has its sums and 16 bytes of locks. Where dk and dv do not stay in registers, each part of the keys
     that is worked on at a time has a tile of each, and there are at most ``200 // (batch * heads)`` parts of a head.
     Grouped heads (torch 2.14) have dk and dv per query head, which are then summed. In float32 torch works delta out
-    by itself, before the workspace is there; that takes about as much and is not counted twice.
+    by itself, before the workspace is there; that takes about as much and is not counted twice. ``keys`` are as many as
+    queries when left out.
 
     References:
         pytorch aten/src/ATen/native/transformers/cuda/attention_backward.cu, ``_efficient_attention_backward``
         (``num_splits_key``; groups: two ``at::empty`` and ``sum_out`` in 2.14.1's library), and
         mem_eff_attention/kernel_backward.h, ``workspace_size``, ``GradQTempStorage``.
     """
+    keys = seq if keys is None else keys
     buffers: Buffers = []
     if kv_heads != heads:
-        expanded = ITEMSIZE[dtype] * batch * seq * heads * head_dim
+        expanded = ITEMSIZE[dtype] * batch * keys * heads * head_dim
         buffers += [(expanded, f"efficient backward: {g} per query head") for g in ("dk", "dv")]
     buffers.append((4 * batch * heads * seq, "efficient backward: delta"))
     if dtype == "float32" and compute_capability < (7, 0):
@@ -121,7 +126,7 @@ def efficient_backward(
     rows, columns, in_registers = _efficient_tile(head_dim, dtype, compute_capability)
     per_head = ceil_to(seq, rows) // rows * (ceil_to(head_dim, columns) // columns * (rows * columns + 4))
     if not in_registers:
-        parts = minimum(ceil_to(seq, columns) // columns, 200 // (batch * heads))
+        parts = minimum(ceil_to(keys, columns) // columns, 200 // (batch * heads))
         per_head = per_head + 2 * (parts if parts > 1 else 1) * columns * ceil_to(head_dim, rows)
     buffers.append((4 * batch * heads * per_head, "efficient backward: dq, dk and dv in float32"))
     return buffers

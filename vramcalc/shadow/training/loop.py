@@ -68,13 +68,12 @@ class Loop:
         self.work = Work(tape) if counts else Uncounted()
         self.engine = e = Engine(tape, self.work)
         stack, training = job.stack, job.training
-        trains_embeddings = job.method.adapters is None
         context = Context(
             stack,
             job.compute_capability,
             training.gradient_checkpointing,
             training.padded,
-            not trains_embeddings and training.gradient_checkpointing != "none",
+            not job.method.trains_base and training.gradient_checkpointing != "none",
         )
         make = methods.factory(e, job.method, stack)
         self.net = FAMILIES[job.model.model_type](make, job.model, n_layers, context)
@@ -94,7 +93,10 @@ class Loop:
         """Names of the weights that keep 32-bit optimizer state: those of every ``nn.Embedding``, copies included."""
         if not self.job.stack.bnb_embeddings_32bit:
             return frozenset()
-        return frozenset(p.name for p in self.net.embed_tokens.parameters() if ".weight" in p.name)
+        embeddings = [*self.net.embed_tokens.parameters()]
+        if self.net.prompt is not None:
+            embeddings.append(self.net.prompt.embedding.weight)
+        return frozenset(p.name for p in embeddings if ".weight" in p.name)
 
     @property
     def added(self) -> frozenset[str]:
@@ -183,7 +185,10 @@ class Loop:
         e, stack = self.engine, self.job.stack
         e.autocast = stack.autocast
         cache = Cache(copies=stack.release.copies_into_cache) if self.job.fills_cache else None
-        hidden = self.net.hidden_states(batch[0], cache)
+        prompted = self.net.prompt.before(batch, self.net.embed) if self.net.prompt is not None else None
+        if prompted is not None and prompted.cache is not None:
+            cache = prompted.cache
+        hidden = self.net.hidden_states(batch[0], cache, prompted.inputs_embeds if prompted else None)
         logits: Tensor | None = None
         metrics: list[Tensor] = []
         self.tape.mark(f"{tag}.head")
@@ -202,7 +207,7 @@ class Loop:
             loss = fms_losses.fused_linear_loss(e, hidden, _head_weight(self.net.lm_head))
         else:
             loss = losses.fused_linear_loss(e, hidden, _head_weight(self.net.lm_head), self.job.compute_capability)
-        del hidden
+        del hidden, prompted
         e.autocast = None
         self._forget_casts()
         if metrics:

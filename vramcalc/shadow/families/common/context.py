@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from vramcalc.inputs.stack import Stack
 from vramcalc.shadow.engine import ops
 from vramcalc.shadow.engine.autograd import Engine
 from vramcalc.shadow.engine.graph import Leaf
+from vramcalc.shadow.engine.modules import Embedding, Module
 from vramcalc.shadow.engine.tape import Tensor
 
 
 class Cache:
     """``DynamicCache``: keys and values of every layer, by concatenation, which copies, or as they are."""
+
+    past = 0
+    """Keys that every layer holds before the model runs."""
 
     def __init__(self, *, copies: bool = True) -> None:
         self.copies = copies
@@ -33,6 +38,32 @@ class Cache:
             converted.append(kept and (ops.to(e, kept[0], "float32"), ops.to(e, kept[1], "float32")))
         e.tape.at(None)
         self.layers = converted
+
+
+class Prompt(Module):
+    """What a method puts before the tokens of a batch: an encoder of virtual tokens."""
+
+    embedding: Embedding
+
+    def before(self, batch: list[Tensor], embed: Callable[[Tensor], Tensor]) -> Prompted:
+        """What the model is called with instead of the batch.
+
+        Args:
+            batch: token ids, labels and, where the model is handed one, the attention mask.
+            embed: token ids to the embeddings of their tokens.
+        """
+        raise NotImplementedError
+
+
+@dataclass
+class Prompted:
+    """What a model is called with besides token ids, and what its caller holds until it returns."""
+
+    inputs_embeds: Tensor | None
+    """Of virtual tokens and the batch's own, in place of token ids."""
+    cache: Cache | None
+    """Keys and values that every layer finds."""
+    held: list[Tensor]
 
 
 @dataclass

@@ -13,7 +13,7 @@ from vramcalc.inputs.stack import ModelSpec
 from vramcalc.shadow.engine import ops
 from vramcalc.shadow.engine.modules import Embedding, Factory, Module, RMSNorm, TiedHead
 from vramcalc.shadow.engine.tape import Storage, Tensor
-from vramcalc.shadow.families.common.context import Cache, Context, Shared, require_grad
+from vramcalc.shadow.families.common.context import Cache, Context, Prompt, Shared, require_grad
 from vramcalc.shadow.families.common.masks import causal_mask
 from vramcalc.shadow.families.common.rotary import positions, rotary_embedding
 from vramcalc.shadow.families.common.self_attention import Attention
@@ -94,6 +94,7 @@ class CausalLM(Module):
 
     layer_class = DecoderLayer
     embedding_class = Embedding
+    prompt: Prompt | None = None
 
     def __init__(self, make: Factory, spec: ModelSpec, n_layers: int, context: Context) -> None:
         super().__init__(make.engine, "")
@@ -145,13 +146,19 @@ class CausalLM(Module):
         """The masks that layers are given in turn, made for a window each."""
         return [mask(self._window)]
 
-    def hidden_states(self, ids: Tensor, cache: Cache | None) -> Tensor:
-        """``LlamaModel.forward``: token ids to the normalised last hidden state."""
-        e, tape, context, spec = self.engine, self.engine.tape, self.context, self.spec
-        batch, seq = ids.shape
+    def embed(self, ids: Tensor) -> Tensor:
+        """Embeddings of tokens."""
         inputs_embeds = self.embed_tokens(ids)
-        if context.require_input_grads:
+        if self.context.require_input_grads:
             require_grad(inputs_embeds)
+        return inputs_embeds
+
+    def hidden_states(self, ids: Tensor, cache: Cache | None, inputs_embeds: Tensor | None = None) -> Tensor:
+        """``LlamaModel.forward``: token ids, or their embeddings, to the normalised last hidden state."""
+        e, tape, context, spec = self.engine, self.engine.tape, self.context, self.spec
+        if inputs_embeds is None:
+            inputs_embeds = self.embed(ids)
+        batch, seq, _ = inputs_embeds.shape
         tape.module = "model"
         inputs_embeds = self.embedded(inputs_embeds)
         position_ids = positions(e, seq)
@@ -166,6 +173,7 @@ class CausalLM(Module):
             passed=context.stack.passes_attention_mask,
             cached=cache is not None,
             dtype=inputs_embeds.dtype,
+            past=cache.past if cache is not None else 0,
         )
         masks = self.masks(lambda window: mask(sliding_window=window))
         hidden_states = inputs_embeds

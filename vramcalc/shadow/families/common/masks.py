@@ -20,6 +20,7 @@ def causal_mask(
     cached: bool,
     sliding_window: int | None,
     dtype: str,
+    past: int = 0,
 ) -> Tensor | None:
     """``create_causal_mask`` and ``create_sliding_window_causal_mask``.
 
@@ -34,9 +35,10 @@ def causal_mask(
         cached: the model fills a cache; without either, positions are looked at for packed sequences.
         sliding_window: of every layer; a sequence that does not reach it needs no mask.
         dtype: of the hidden states.
+        past: keys that the cache holds already, which every token sees.
 
     Returns:
-        None, or ``(batch, 1, seq, seq)``: boolean for SDPA, additive for eager attention.
+        None, or ``(batch, 1, seq, past + seq)``: boolean for SDPA, additive for eager attention.
 
     References:
         transformers masking_utils.py, ``_preprocess_mask_arguments``, ``_ignore_causal_mask_sdpa``, ``sdpa_mask``,
@@ -46,13 +48,14 @@ def causal_mask(
     if implementation == "flash_attention_2":
         return None
     eager = implementation == "eager"
-    attention_mask = e.new((batch, seq), "bool", "attention mask") if passed else None
+    keys = seq + past if past else seq
+    attention_mask = e.new((batch, keys), "bool", "attention mask") if passed else None
     asks = not (passed or cached or release.additive_mask)
     sequences = _sequence_indices(e, batch, seq) if asks else None
     if not release.packs_unmasked:
         sequences = None
-    windowed = sliding_window is not None and seq >= sliding_window
-    if not eager and not padded and not windowed and sequences is None:
+    windowed = sliding_window is not None and keys >= sliding_window
+    if not eager and not padded and not past and not windowed and sequences is None:
         return None
     windows = sliding_window is not None
     if release.additive_mask:
@@ -60,12 +63,12 @@ def causal_mask(
     if sequences is not None:
         mask = _packed_mask(e, sequences, windows=windows)
     else:
-        mask = _boolean_mask(e, batch, seq, windows=windows, passed=passed)
+        mask = _boolean_mask(e, batch, seq, keys, windows=windows, passed=passed)
     if not eager:
         return mask
     zero = e.new((), dtype, "zeros")
     lowest = e.new((), dtype, "scalar_tensor")
-    bias = e.new((batch, 1, seq, seq), dtype, "attention mask")
+    bias = e.new((batch, 1, seq, keys), dtype, "attention mask")
     del attention_mask, sequences, mask, zero, lowest
     return bias
 
@@ -88,7 +91,7 @@ def _packed_mask(e: Engine, sequences: Tensor, *, windows: bool) -> Tensor:
     square = (seq, seq)
     aranges = [e.new((n,), "int64", "arange") for n in (seq, batch, 1)]
     true = e.new((), "bool", "new_ones")
-    causal = _windowed_causal(e, seq) if windows else e.new(square, "bool", "le")
+    causal = _windowed_causal(e, seq, seq) if windows else e.new(square, "bool", "le")
     allowed = e.new(square, "bool", "bitwise_and")
     del causal, true
     of_queries = e.new(shape, "int64", "index")
@@ -132,30 +135,30 @@ def _additive_mask(e: Engine, batch: Size, seq: Size, *, windows: bool, passed: 
     return mask
 
 
-def _boolean_mask(e: Engine, batch: Size, seq: Size, *, windows: bool, passed: bool) -> Tensor:
+def _boolean_mask(e: Engine, batch: Size, seq: Size, keys: Size, *, windows: bool, passed: bool) -> Tensor:
     """Causal, and without padding; where nothing says what is padding, one mask for all sequences."""
-    square = (1, 1, seq, seq)
+    square = (1, 1, seq, keys)
     aranges = [e.new((batch,), "int64", "arange"), e.new((1,), "int64", "arange")]
-    for _ in ("queries", "keys"):
-        arange = e.new((seq,), "int64", "arange")
-        aranges.append(e.new((seq,), "int64", "add offset"))
+    for n in (seq, keys):
+        arange = e.new((n,), "int64", "arange")
+        aranges.append(e.new((n,), "int64", "add offset"))
         del arange
     true = e.new((), "bool", "new_ones")
-    causal = _windowed_causal(e, seq) if windows else e.new(square, "bool", "le")
+    causal = _windowed_causal(e, seq, keys) if windows else e.new(square, "bool", "le")
     if not passed:
         del true, aranges
-        return Tensor(causal.storage, (batch, 1, seq, seq), "bool")
+        return Tensor(causal.storage, (batch, 1, seq, keys), "bool")
     allowed = e.new(square, "bool", "bitwise_and")
     del causal, true
-    padding = e.new((batch, 1, 1, seq), "bool", "index")
-    mask = e.new((batch, 1, seq, seq), "bool", "attention mask")
+    padding = e.new((batch, 1, 1, keys), "bool", "index")
+    mask = e.new((batch, 1, seq, keys), "bool", "attention mask")
     del padding, allowed, aranges
     return mask
 
 
-def _windowed_causal(e: Engine, seq: Size) -> Tensor:
+def _windowed_causal(e: Engine, seq: Size, keys: Size) -> Tensor:
     """``sliding_window_overlay`` and the causal rule, joined."""
-    square = (1, 1, seq, seq)
+    square = (1, 1, seq, keys)
     true = e.new((), "bool", "new_ones")
     start = e.new((1, 1, seq, 1), "int64", "sub")
     inside = e.new(square, "bool", "gt")
