@@ -117,8 +117,9 @@ class Job:
 
     @property
     def masked(self) -> bool:
-        """Whether SDPA is given a mask: for padding, for a window, or as if sequences were packed."""
-        return self.training.padded or self.windowed or self.taken_for_packed
+        """Whether SDPA is given a mask: for padding, for a window, as if sequences were packed, or for keys before."""
+        finds_keys = self.method.virtual_keys_only and self.training.seq_len > 1
+        return self.training.padded or self.windowed or self.taken_for_packed or finds_keys
 
     @property
     def taken_for_packed(self) -> bool:

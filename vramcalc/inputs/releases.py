@@ -114,10 +114,10 @@ PEFT_CHECKED = ((0, 11), (0, 21))
 
 PEFT_DORA = (0, 16)
 """First release of PEFT whose DoRA is a variant with a call of its own."""
-PEFT_PROMPTS = (0, 15)
-"""First release of PEFT whose virtual tokens were compared with traces: those that every token sees as tokens."""
-PEFT_PREFIX = (0, 21)
-"""First release of PEFT whose prefixes of keys and values were compared with traces."""
+PROMPTS = {"transformers": (4, 52), "peft": (0, 15)}
+"""First releases whose prompt tuning and p-tuning were compared with traces."""
+PREFIXES = {"transformers": (4, 56), "peft": (0, 18)}
+"""The same of prefix tuning: those before make a cache, and masks over its keys, in other ways."""
 PEFT_RAISES_ADAPTERS = (0, 12)
 """First release that raises 16-bit adapters to float32 (``autocast_adapter_dtype``)."""
 

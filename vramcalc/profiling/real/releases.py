@@ -97,7 +97,9 @@ def _answer(asked: Callable[..., Any], *, padded: bool) -> Callable[..., bool]:
         given = signature.bind(*args, **kwargs).arguments
         window = given.get("local_attention_size", given.get("sliding_window"))
         length = given["kv_length"] if "kv_length" in given else given["inputs_embeds"].shape[1]
-        return not padded and (window is None or length < window)
+        queries = given.get("q_length", given.get("query_length", length))
+        # Tokens that find keys in a cache need a mask, unless there is a single one.
+        return not padded and (window is None or length < window) and queries in (1, length)
 
     return ignore
 

@@ -10,10 +10,14 @@ from vramcalc.shadow.engine.modules import Factory, RMSNorm
 from vramcalc.shadow.engine.sizes import Size
 from vramcalc.shadow.families.common.decoder import CausalLM
 from vramcalc.shadow.fused.fms_acceleration import FusedRMSNorm
-from vramcalc.shadow.methods import dora, full, fused_lora, lora, p_tuning, prompt_tuning
+from vramcalc.shadow.methods import dora, full, fused_lora, lora, p_tuning, prefix_tuning, prompt_tuning
 from vramcalc.shadow.quantization.loading_4bit import Factory4bit
 
-METHODS = {spec: module.attach for module in (full, lora, dora, prompt_tuning, p_tuning) for spec in module.SPECS}
+METHODS = {
+    spec: module.attach
+    for module in (full, lora, dora, prompt_tuning, p_tuning, prefix_tuning)
+    for spec in module.SPECS
+}
 """What makes a loaded net ready to train, by the method's class: one that is built on another is not that other."""
 
 

@@ -83,7 +83,7 @@ def _repeat(e: Engine, x: Tensor, times: Size) -> Tensor:
     shape, dtype, many = x.shape, x.dtype, times > 1
 
     def backward(_saved: Saved, g: Tensor) -> Gradients:
-        return [e.new(shape, dtype, "repeat backward") if many else _part(g, shape)]
+        return [e.new(shape, dtype, "repeat backward") if many else part(g, shape)]
 
     return e.apply("repeat", [x], (times, *shape[1:]), dtype, (), backward)
 
@@ -96,11 +96,12 @@ def _join(e: Engine, first: Tensor, second: Tensor) -> Tensor:
     copies = second.node is not None and a[0] > 1
 
     def cut(_saved: Saved, g: Tensor) -> Gradients:
-        kept = e.new(b, dtype, "gradient") if copies else _part(g, b)
-        return [_part(g, a), kept]
+        kept = e.new(b, dtype, "gradient") if copies else part(g, b)
+        return [part(g, a), kept]
 
     return e.apply("cat", [first, second], shape, dtype, (), cut)
 
 
-def _part(g: Tensor, shape: Shape) -> Tensor:
+def part(g: Tensor, shape: Shape) -> Tensor:
+    """A piece of a gradient, where it lies."""
     return Tensor(g.storage, shape, g.dtype, None, True)

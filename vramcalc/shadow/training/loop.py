@@ -221,16 +221,21 @@ class Loop:
             loss = cross_entropy.cross_entropy(e, logits, batch[1], shifts_logits=shifts, autocast=autocast)
         if stack.keeps_outputs != "no":
             self._keep(Outputs(loss, logits, cache, metrics))
+        elif cache is not None:
+            self._let_go(cache)
         return loss
 
     def _keep(self, outputs: Outputs | None) -> None:
         """Hold on to the outputs; those of the pass before die, the cache layer by layer."""
         old, self._kept = self._kept, outputs
         if old is not None and old.cache is not None:
-            for layer in range(len(old.cache.layers)):
-                self.tape.at(layer)
-                old.cache.layers[layer] = None
-            self.tape.at(None)
+            self._let_go(old.cache)
+
+    def _let_go(self, cache: Cache) -> None:
+        for layer in range(len(cache.layers)):
+            self.tape.at(layer)
+            cache.layers[layer] = None
+        self.tape.at(None)
 
     def _forget_casts(self) -> None:
         """Autocast's cache is emptied when its context ends."""

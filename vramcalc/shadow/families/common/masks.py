@@ -55,7 +55,8 @@ def causal_mask(
     if not release.packs_unmasked:
         sequences = None
     windowed = sliding_window is not None and keys >= sliding_window
-    if not eager and not padded and not past and not windowed and sequences is None:
+    finds_keys = past > 0 and seq > 1
+    if not eager and not padded and not finds_keys and not windowed and sequences is None:
         return None
     windows = sliding_window is not None
     if release.additive_mask:
