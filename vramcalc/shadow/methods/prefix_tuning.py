@@ -100,12 +100,14 @@ class PrefixEncoder(Encoder):
         layers = _split(e, past, self.n_layers, (2, batch, self.heads, self.num_virtual_tokens, self.head_dim))
         del past
         made = PrefixCache(self.num_virtual_tokens)
-        while layers:
-            tape.at(len(made.layers))
-            keys, values = _unbind(e, layers.pop(0))
+        for i, layer in enumerate(layers):
+            tape.at(i)
+            keys, values = _unbind(e, layer)
             made.layers.append((ops.cat_copy(e, keys), ops.cat_copy(e, values)))
             del keys, values
         tape.at(None)
+        # Only now is what they were cut from let go.
+        del layers, layer
         return made
 
 
