@@ -36,6 +36,7 @@ KEYS = {
     "traces": "trace_id",
     "transformers_releases": "release",
     "run_dates": "runs",
+    "method_fields": "runs",
     "matrices": "hf_id",
     "throughput": "case_id",
 }

@@ -13,7 +13,18 @@ from vramcalc import tables
 from vramcalc.errors import DataError, InvalidValue, Unsupported
 from vramcalc.inputs import catalog
 from vramcalc.inputs.hf_config import to_spec
-from vramcalc.inputs.stack import DoRA, FullFineTuning, LoRA, Method, QLoRA, Stack, TrainingSpec
+from vramcalc.inputs.stack import (
+    DoRA,
+    FullFineTuning,
+    LoRA,
+    Method,
+    PrefixTuning,
+    PromptTuning,
+    PTuning,
+    QLoRA,
+    Stack,
+    TrainingSpec,
+)
 from vramcalc.timing import matrices
 from vramcalc.timing.flops import Flops, Tokens, seen, step_flops
 from vramcalc.timing.matrices import Matrices
@@ -245,6 +256,28 @@ def test_torch_counts_the_same_products(family: str, method: str, checkpointing:
 def test_torch_counts_the_same_products_of_dora(family: str, checkpointing: str, dropout: float) -> None:
     """An identity matrix goes through LoRA's matrices for the norm; behind dropout the base layer runs twice."""
     method = DoRA(rank=4, target_modules=["q_proj", "up_proj", "down_proj"], lora_dropout=dropout)
+    training = TRAINING.replace(gradient_checkpointing=checkpointing)
+    stack = Stack(dtype="float32", attn_implementation="eager")
+    found = step_flops(to_spec(CONFIGS[family], family), method, training, stack, square=True)
+    assert found.total == torch_counts(family, method, training, stack)
+
+
+VIRTUAL: list[tuple[Method, str]] = [
+    (PromptTuning(num_virtual_tokens=7), "none"),
+    (PromptTuning(num_virtual_tokens=7), "reentrant"),
+    (PromptTuning(num_virtual_tokens=7), "non_reentrant"),
+    (PTuning(num_virtual_tokens=5, encoder_hidden_size=24), "none"),
+    (PTuning(num_virtual_tokens=5), "reentrant"),
+    (PrefixTuning(num_virtual_tokens=6), "none"),
+    (PrefixTuning(num_virtual_tokens=6, prefix_projection=True, encoder_hidden_size=24), "none"),
+]
+
+
+@pytest.mark.trace
+@pytest.mark.parametrize(("method", "checkpointing"), VIRTUAL)
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_torch_counts_the_same_products_with_virtual_tokens(family: str, method: Method, checkpointing: str) -> None:
+    """Those of longer sequences, or of more keys, and of the encoder."""
     training = TRAINING.replace(gradient_checkpointing=checkpointing)
     stack = Stack(dtype="float32", attn_implementation="eager")
     found = step_flops(to_spec(CONFIGS[family], family), method, training, stack, square=True)

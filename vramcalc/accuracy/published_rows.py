@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from vramcalc import tables
 from vramcalc.errors import Unsupported
 
 Row = Mapping[str, str]
@@ -28,13 +30,26 @@ def require(checks: Iterable[tuple[object, str]]) -> None:
             raise Reason(reason)
 
 
+def fields_of(row: Row) -> dict[str, Any] | None:
+    """What ``tables/method_fields.csv`` says of a run whose method has fields that no column is for, else None."""
+    name = row.get("run_id") or row["case_id"]
+    found = (known["fields"] for known in tables.read("method_fields") if name.startswith(known["runs"]))
+    fields: dict[str, Any] | None = next(map(json.loads, found), None)
+    return fields
+
+
 def adapters_known(row: Row) -> bool:
-    """Whether a row says all about its adapters, if it has any."""
+    """Whether a row says all about its adapters, if it has any, or what else its method learns."""
+    if fields_of(row) is not None:
+        return True
     return row["method"] == "full" or (bool(row["rank"]) and row["targets"] not in ("", "peft-default"))
 
 
 def adapters_of(row: Row) -> dict[str, Any]:
-    """The fields of :class:`vramcalc.inputs.stack.LoRA` that a row gives."""
+    """The fields of its method that a row gives: those of :class:`vramcalc.inputs.stack.LoRA`, or of a table."""
+    fields = fields_of(row)
+    if fields is not None:
+        return fields
     return {
         "rank": int(row["rank"]),
         "lora_dropout": float(row["lora_dropout"] or 0),

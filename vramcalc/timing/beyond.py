@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from vramcalc.errors import Unsupported
 from vramcalc.inputs.job import Job
-from vramcalc.inputs.stack import FullFineTuning, LoRA, Method, ModelSpec, QLoRA, Stack, TrainingSpec
+from vramcalc.inputs.stack import (
+    OWN_LOSSES,
+    FullFineTuning,
+    LoRA,
+    Method,
+    ModelSpec,
+    PromptTuning,
+    QLoRA,
+    Stack,
+    TrainingSpec,
+)
+from vramcalc.shadow.training.loop import Loop, Sizes
 from vramcalc.timing.counted import counted
 from vramcalc.timing.flops import Tokens
 from vramcalc.timing.matrices import Matrices
@@ -16,7 +27,8 @@ def described(
     """The nearest method that :mod:`vramcalc.timing.work` describes, and what a walk moves beyond a walk of that one.
 
     The factors of element-wise work are fitted to speeds of full fine-tuning, LoRA and QLoRA. What a method built on
-    LoRA does besides (DoRA: the norm of every updated weight) is the difference of two walks.
+    LoRA does besides (DoRA: the norm of every updated weight) is the difference of two walks. Where virtual tokens are
+    learned, the nearest is LoRA without any adapter, whose layers pass gradients on.
 
     Args:
         model: the model, or its matrices.
@@ -33,15 +45,38 @@ def described(
     """
     if type(method) in (FullFineTuning, LoRA, QLoRA):
         return method, 0
-    if method.adapters is None or isinstance(model, Matrices):
+    if isinstance(model, Matrices) or (method.adapters is None and not method.num_virtual_tokens):
         raise Unsupported(
             f"what method {method.kind!r} moves is not counted, so that its time and cost are not known; its memory "
             "is: ask for an estimate, or for the time of 'full', 'lora' or 'qlora'"
         )
+    same = _as_long(training, tokens, method)
+    if method.adapters is None:
+        return LoRA(target_modules=frozenset()).plain(method.storage), _beyond_one(model, method, same, stack)
     near = method.adapters.plain(method.storage)
-    same = _as_long(training, tokens)
     moved, plain = (counted(Job(model, m, same, stack)).moved for m in (method, near))
     return near, moved - plain
+
+
+def _beyond_one(model: ModelSpec, method: Method, training: TrainingSpec, stack: Stack) -> int:
+    """Bytes that a method with virtual tokens moves beyond one learned embedding before as many tokens in all. [B]
+
+    That one moves what a frozen model does whose gradients go all the way down. A loss of the loop's own, which goes
+    with prefixes alone, is left out on both sides.
+    """
+    stack = stack.replace(loss="full") if stack.loss in OWN_LOSSES else stack
+    through = training.seq_len + (0 if method.virtual_keys_only else method.num_virtual_tokens)
+    one = PromptTuning(num_virtual_tokens=1, quantization=method.storage)
+    moved = counted(Job(model, method, training, stack)).moved
+    return moved - counted(Job(model, one, training.replace(seq_len=max(1, through - 1)), stack)).moved
+
+
+def learned_params(model: ModelSpec | Matrices, method: Method, training: TrainingSpec, stack: Stack) -> int:
+    """Elements that a method with virtual tokens learns, and which none of the described methods has."""
+    if isinstance(model, Matrices) or not method.num_virtual_tokens:
+        return 0
+    job = Job(model, method, training, stack)
+    return Loop(job, Sizes.of(job), 1).trainable_params
 
 
 def moved_by_family(
@@ -55,11 +90,12 @@ def moved_by_family(
         return 0
     caps = dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping"))
     near = model.replace(model_type=model.family.moves_beyond, **caps)
-    same = _as_long(training, tokens)
+    same = _as_long(training, tokens, method)
     moved, plain = (counted(Job(m, method, same, stack)).moved for m in (model, near))
     return moved - plain
 
 
-def _as_long(training: TrainingSpec, tokens: Tokens) -> TrainingSpec:
+def _as_long(training: TrainingSpec, tokens: Tokens, method: Method) -> TrainingSpec:
     batch = max(1, round(tokens.computed / tokens.longest))
-    return training.replace(micro_batch_size=batch, seq_len=tokens.longest)
+    own = tokens.longest - (0 if method.virtual_keys_only else method.num_virtual_tokens)
+    return training.replace(micro_batch_size=batch, seq_len=own)

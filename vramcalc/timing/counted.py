@@ -34,7 +34,7 @@ class Counted:
     Attributes:
         flops: operations; attention's are of all pairs of two tokens.
         tokens: that go through the layers.
-        square: pairs of two tokens.
+        square: pairs of such a token and one whose keys it could see.
         moved: that all operators read and write. [B]
     """
 
@@ -62,8 +62,9 @@ def counted(job: Job) -> Counted:
         return loop.work, loop.added
 
     flops, moved = _at_full_depth(walk, depths_of(one), job.model.num_hidden_layers)
-    batch, seq = job.training.micro_batch_size, job.training.seq_len
-    return Counted(flops, batch * seq, batch * seq * seq, moved)
+    batch = job.training.micro_batch_size
+    tokens = batch * (job.training.seq_len if job.method.virtual_keys_only else job.longest)
+    return Counted(flops, tokens, tokens * job.longest, moved)
 
 
 @lru_cache(maxsize=1024)

@@ -165,7 +165,7 @@ def _work(
         stack = stack.replace(attn_implementation="eager")
         said.append("the math kernel of attention is timed as eager code")
     flash = capability >= (8, 0) and stack.sdpa_kernel in ("auto", "cudnn", "flash")
-    flash = flash and not (job.training.padded or job.taken_for_packed)
+    flash = flash and not (job.training.padded or job.taken_for_packed or job.method.virtual_keys_only)
     made = recipe or Recipe(flash=flash)
     work = work_of(job.model, job.method, job.training, stack, made, tokens)
     if work.dtype == "bfloat16" and capability < (8, 0):

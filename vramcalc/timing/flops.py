@@ -32,11 +32,11 @@ class Tokens:
     """The tokens of one micro-batch: those computed, those that carry text, and the pairs that attention needs.
 
     Attributes:
-        computed: tokens that pass through the layers, padding included.
+        computed: tokens that pass through the layers, padding and virtual ones included.
         real: tokens of text.
         pairs: pairs of a token and one that it sees.
         square: pairs that a kernel computes which does not skip what the mask hides.
-        longest: length of the longest sequence of the batch.
+        longest: length of the longest sequence of the batch, as it passes through the layers.
     """
 
     computed: int
@@ -71,6 +71,23 @@ class Tokens:
         total = sum(lengths)
         pairs = sum(seen(n, window) for n in lengths)
         return cls(total, total, pairs, sum(n * n for n in lengths), max(lengths))
+
+    def behind(self, virtual: int, *, keys_only: bool, window: int | None = None) -> Tokens:
+        """The same behind virtual tokens before every sequence, which count as tokens or are only seen.
+
+        Sequences are taken for as many as fill the rectangle, all as long as the longest.
+        """
+        n = max(1, round(self.computed / self.longest))
+        whole = self.longest + virtual
+        beyond = seen(whole, window) - seen(self.longest, window) - (seen(virtual, window) if keys_only else 0)
+        added = 0 if keys_only else n * virtual
+        return Tokens(
+            self.computed + added,
+            self.real,
+            self.pairs + n * beyond,
+            self.square + virtual * (self.computed + added) + added * self.longest,
+            self.longest if keys_only else whole,
+        )
 
 
 def _in_turns(kinds: Sequence[Tokens], n_layers: int) -> Tokens:
@@ -150,7 +167,8 @@ def step_flops(
         method: what trains.
         training: batch, length, accumulation and checkpointing.
         stack: the recipe; None, a plain one in bfloat16.
-        tokens: of one micro-batch, where they are not ``micro_batch_size`` full sequences of ``seq_len``.
+        tokens: of one micro-batch, where they are not ``micro_batch_size`` full sequences of ``seq_len``; virtual ones
+            come on top.
         square: count attention over all pairs, as kernels without a causal shortcut compute it, and as
             ``torch.utils.flop_counter`` counts every kernel.
 
@@ -168,7 +186,10 @@ def step_flops(
         causal, windows = model.causal, (model.sliding_window,)
     if tokens is None:
         lengths = [training.seq_len] * training.micro_batch_size
-        tokens = _in_turns([Tokens.padded(lengths, window=w) for w in windows], model.num_hidden_layers)
+        kinds = [_given(Tokens.padded(lengths, window=w), method, w) for w in windows]
+        tokens = _in_turns(kinds, model.num_hidden_layers)
+    else:
+        tokens = _given(tokens, method, windows[0])
     pairs = tokens.square if square or not causal else tokens.pairs
     n = training.gradient_accumulation_steps
     rows = []
@@ -176,6 +197,13 @@ def step_flops(
         size, whole = (pairs, found.square) if what == "attention" else (tokens.computed, found.tokens)
         rows.append(FlopRow(what, phase, dtype, n * (flops * size // whole)))
     return Flops(tuple(rows), tokens, n)
+
+
+def _given(tokens: Tokens, method: Method, window: int | None) -> Tokens:
+    """A user's tokens as a method has them pass."""
+    if not method.num_virtual_tokens:
+        return tokens
+    return tokens.behind(method.num_virtual_tokens, keys_only=method.virtual_keys_only, window=window)
 
 
 def _order(row: tuple[Key, int]) -> tuple[int, int, str]:

@@ -6,6 +6,7 @@ does is left out, so that a walk of one says nothing about memory.
 
 from __future__ import annotations
 
+from vramcalc.errors import Unsupported
 from vramcalc.inputs.stack import Method, Stack
 from vramcalc.shadow import methods
 from vramcalc.shadow.engine import attention, ops
@@ -119,7 +120,15 @@ def walk_outline(
 
     Returns:
         What was computed, and the names of the weights that the method brought.
+
+    Raises:
+        Unsupported: a method that puts something before the tokens.
     """
+    if method.num_virtual_tokens:
+        raise Unsupported(
+            f"{matrices.name}: of method {method.kind!r} what passes through the layers is not known where only the "
+            "matrices of a model are; use a model whose config.json is read"
+        )
     tape = Tape()
     work = Work(tape)
     e = Engine(tape, work)

@@ -19,7 +19,7 @@ from functools import cached_property
 from vramcalc.inputs.model import ModelSpec
 from vramcalc.inputs.stack import OWN_LOSSES, Method, Stack, TrainingSpec, kbit_prepared
 from vramcalc.inputs.targets import is_saved, is_target, layers_alike
-from vramcalc.timing.beyond import described, moved_by_family
+from vramcalc.timing.beyond import described, learned_params, moved_by_family
 from vramcalc.timing.flops import Flops, Tokens, step_flops
 from vramcalc.timing.matrices import Matrices
 
@@ -98,8 +98,9 @@ def work_of(
     done = step_flops(model, method, training, stack, tokens=tokens, square=eager)
     needed = step_flops(model, method, training, stack, tokens=tokens) if eager else done
     beyond = moved_by_family(model, method, training, stack, done.tokens)
-    method, more = described(model, method, training, stack, done.tokens)
-    sizes = _Sizes(Matrices.of(model), method, training, stack, recipe or Recipe(), done, more, beyond)
+    near, more = described(model, method, training, stack, done.tokens)
+    learned = learned_params(model, method, training, stack)
+    sizes = _Sizes(Matrices.of(model), near, training, stack, recipe or Recipe(), done, more, beyond, learned)
     dtypes, n = done.by("dtype"), done.micro_steps
     return Work(
         sizes.quantities(), needed.model, done.total, n * done.tokens.real, n * done.tokens.computed,
@@ -119,6 +120,7 @@ class _Sizes:
     flops: Flops
     more: int
     beyond: int
+    learned: int
 
     def quantities(self) -> dict[str, float]:
         found: dict[str, float] = defaultdict(float)
@@ -182,8 +184,8 @@ class _Sizes:
     @property
     def quantised(self) -> int:
         """Projections in four bits."""
-        model = self.model
-        return model.num_hidden_layers * sum(x.copies for x in model.linears) if self.method.storage else 0
+        m = self.model
+        return m.num_hidden_layers * sum(x.copies for x in m.linears) if self.method.storage else 0
 
     @property
     def experts(self) -> int:
@@ -303,4 +305,4 @@ class _Sizes:
             return model.total_params
         copied = sum(is_saved(method, name) for name in (model.embedding, "lm_head"))
         saved = copied * model.vocab_size * model.hidden_size
-        return saved + method.rank * sum(d_in + d_out for d_in, d_out in self.adapted)
+        return self.learned + saved + method.rank * sum(d_in + d_out for d_in, d_out in self.adapted)

@@ -72,16 +72,6 @@ def tanh(e: Engine, x: Tensor) -> Tensor:
     return e.apply("tanh", [x], shape, dtype, (), backward, saves_result=True)
 
 
-def relu(e: Engine, x: Tensor) -> Tensor:
-    """``nn.functional.relu``, whose gradient is where its result is not zero."""
-    shape, dtype = x.shape, x.dtype
-
-    def backward(_saved: Saved, _gradient: Tensor) -> Gradients:
-        return [e.new(shape, dtype, "relu backward")]
-
-    return e.apply("relu", [x], shape, dtype, (), backward, saves_result=True)
-
-
 def neg(e: Engine, x: Tensor) -> Tensor:
     """``-x``."""
     shape, dtype = x.shape, x.dtype
@@ -140,7 +130,7 @@ def gelu(e: Engine, x: Tensor) -> Tensor:
 
 
 def relu(e: Engine, x: Tensor) -> Tensor:
-    """``nn.functional.relu``."""
+    """``nn.functional.relu``, whose gradient is where its result is not zero."""
     shape, dtype = x.shape, x.dtype
     backward = "threshold backward"
     return e.apply("relu", [x], shape, dtype, (), lambda s, g: [e.new(shape, dtype, backward)], saves_result=True)
