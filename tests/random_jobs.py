@@ -17,10 +17,9 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from vramcalc import ModelSpec, VramcalcError, estimate
-from vramcalc.inputs.base import Spec
-from vramcalc.inputs.method import Method
 from vramcalc.inputs.presets import PRESETS
 from vramcalc.inputs.releases import RELEASES
+from vramcalc.inputs.settings import METHOD_CLASSES
 from vramcalc.inputs.stack import Stack, TrainingSpec
 from vramcalc.memory.estimate import Estimate
 
@@ -29,22 +28,23 @@ SEED = int(os.environ.get("VRAMCALC_SEED", "0"))
 REPLAYED = 0.15
 """Share of jobs that the allocator is asked about."""
 
-_SPECS: dict[str, type[Spec]] = {m.model_fields["kind"].default: m for m in get_args(Method)}
-METHODS = tuple(_SPECS)
+METHODS = tuple(METHOD_CLASSES)
 _LABELS = {"kind", "name"}
 
 EXAMPLES: dict[str, tuple[Any, ...]] = {
     "alloc_conf": ("max_split_size_mb:64", "roundup_power2_divisions:4", "expandable_segments:True"),
     "bitsandbytes": ("0.46", "0.50"),
     "empty_cache_steps": (1, 2, 3),
+    "encoder_hidden_size": (8, 48),
     "gradient_accumulation_steps": (2, 5),
     "lora_alpha": (1.0,),
     "lora_dropout": (0.1,),
     "max_grad_norm": (0.0, 1.0),
     "micro_batch_size": (2, 3),
     "modules_to_save": (["lm_head"], ["embed_tokens"], ["norm"], ["q_proj"], ["embed_tokens", "lm_head"]),
+    "num_virtual_tokens": (1, 9, 20),
     "peft": ("0.12", "0.21"),
-    "quantization": (None, "nf4", "fp4"),
+    "quantization": ("none", "nf4", "fp4"),
     "rank": (1, 8, 300),
     "seq_len": (8, 100, 333),
     "seq_lens": ((100,), (128, 64, 96, 64, 64, 128), (64, 128), (48, 48, 48, 16)),
@@ -103,7 +103,7 @@ Made = tuple[str, str, dict[str, Any]]
 
 def values(method: str) -> dict[str, tuple[Any, ...]]:
     """Every setting of a method, and the values it is tried with."""
-    fields = {**_SPECS[method].model_fields, **TrainingSpec.model_fields, **Stack.model_fields}
+    fields = {**METHOD_CLASSES[method].model_fields, **TrainingSpec.model_fields, **Stack.model_fields}
     found = {n: EXAMPLES.get(n) or _listed(f.annotation) for n, f in fields.items() if n not in _LABELS}
     return {**BESIDE, **found}
 
