@@ -7,10 +7,10 @@ from typing import Any, get_args
 from hypothesis import strategies as st
 
 from vramcalc import Estimate, ModelSpec, estimate
-from vramcalc.inputs.method import Method
-from vramcalc.inputs.stack import KeepsOutputs, LossKind
+from vramcalc.inputs.settings import METHOD_CLASSES
+from vramcalc.inputs.stack import OWN_LOSSES, KeepsOutputs, LossKind
 
-METHODS = tuple(m.model_fields["kind"].default for m in get_args(Method))
+METHODS = tuple(METHOD_CLASSES)
 CHECKPOINTING = ("none", "reentrant", "non_reentrant")
 
 SETTINGS = st.fixed_dictionaries(
@@ -44,5 +44,15 @@ TINY = ModelSpec(
 )
 
 
+def going_with(method: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings, those that a method refuses as they usually are."""
+    found = dict(settings)
+    if method in ("prompt_tuning", "p_tuning", "prefix_tuning") and found.get("loss") == "fused_cross_entropy":
+        found["loss"] = "full"
+    if method in ("prompt_tuning", "p_tuning") and found.get("loss") in OWN_LOSSES:
+        found["loss"] = "full"
+    return found | ({"gradient_checkpointing": "none"} if method == "prefix_tuning" else {})
+
+
 def tiny(method: str, **settings: Any) -> Estimate:
-    return estimate(TINY, method, **{"seq_len": 256, **settings})
+    return estimate(TINY, method, **{"seq_len": 256, **going_with(method, settings)})

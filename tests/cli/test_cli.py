@@ -19,7 +19,8 @@ import vramcalc
 from vramcalc import estimate
 from vramcalc.cli.terminal import painted
 from vramcalc.inputs import catalog
-from vramcalc.inputs.stack import DoRA, FullFineTuning, LoRA, QLoRA, Stack, TrainingSpec
+from vramcalc.inputs.settings import METHOD_CLASSES
+from vramcalc.inputs.stack import LoRA, QLoRA, Stack, TrainingSpec
 from vramcalc.planning.fit import METHODS
 from vramcalc.units import GIB
 
@@ -80,6 +81,14 @@ OPTIONS: dict[str, tuple[str, Any]] = {
     "empty_cache_steps": ("--empty-cache-steps 2", 2),
 }
 """Every field but the versions, an option that sets it to something unusual, and what that is in Python."""
+
+PROMPTS: dict[str, tuple[str, Any]] = {
+    "num_virtual_tokens": ("--num-virtual-tokens 7", 7),
+    "prefix_projection": ("--prefix-projection", True),
+    "encoder_hidden_size": ("--encoder-hidden-size 48", 48),
+    "encoder_reparameterization_type": ("--encoder-reparameterization-type MLP", "MLP"),
+}
+"""The same of methods with virtual tokens."""
 
 NEEDED = {
     "fused_kernels": (
@@ -160,11 +169,23 @@ def test_none_takes_a_setting_of_the_recipe_away(tiny: Path) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_options_of_a_method_need_that_method(tiny: Path, method: str) -> None:
-    specs = {"full": FullFineTuning, "lora": LoRA, "qlora": QLoRA, "dora": DoRA}
-    # How the base model is stored goes with every method that has adapters.
-    for field in {name for spec in specs.values() for name in spec.model_fields} - {"kind", "quantization"}:
-        answer = run("estimate", tiny, "--method", method, *OPTIONS[field][0].split())
-        assert answer.status == (0 if field in specs[method].model_fields else 2), field
+    own = set(METHOD_CLASSES[method].model_fields)
+    # How the base model is stored goes with every method that leaves it frozen.
+    for field in {name for spec in METHOD_CLASSES.values() for name in spec.model_fields} - {"kind", "quantization"}:
+        beside = "--prefix-projection " if (method, field) == ("prefix_tuning", "encoder_hidden_size") else ""
+        option = beside + {**OPTIONS, **PROMPTS}[field][0]
+        answer = run("estimate", tiny, "--method", method, *option.split())
+        assert answer.status == (0 if field in own else 2), field
+
+
+@pytest.mark.parametrize("method", ["prompt_tuning", "p_tuning", "prefix_tuning"])
+def test_options_of_virtual_tokens_do_what_the_settings_do_in_python(tiny: Path, method: str) -> None:
+    own = {field: given for field, given in PROMPTS.items() if field in METHOD_CLASSES[method].model_fields}
+    options = " ".join(option for option, _ in own.values())
+    found = run("estimate", tiny, "--method", method, "--json", *options.split()).json["method"]
+    assert {field: found[field] for field in own} == {field: value for field, (_, value) in own.items()}
+    expected = estimate(str(tiny), method, **{field: value for field, (_, value) in own.items()}).to_dict()
+    assert found == json.loads(json.dumps(expected["method"]))
 
 
 def test_fit_gives_each_method_the_options_it_has(tiny: Path) -> None:

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
-from small import CHECKPOINTING, METHODS, TINY
+from small import CHECKPOINTING, METHODS, TINY, going_with
 
 from vramcalc import VramcalcError, estimate, estimate_grid
 from vramcalc.errors import Unsupported
 from vramcalc.inputs.releases import RELEASES
+from vramcalc.inputs.settings import METHOD_CLASSES
 
 POINTS = st.lists(st.tuples(st.integers(1, 64), st.integers(1, 6000), st.integers(1, 300)), min_size=1, max_size=6)
 SETTINGS = st.fixed_dictionaries(
@@ -37,7 +38,10 @@ def test_a_grid_equals_scalars_at_every_point(
     points: list[tuple[int, int, int]], settings: dict[str, Any], method: str
 ) -> None:
     batch, seq, rank = (np.array(column) for column in zip(*points, strict=True))
-    axes = {"micro_batch_size": batch, "seq_len": seq} | ({} if method == "full" else {"rank": rank})
+    axes = {"micro_batch_size": batch, "seq_len": seq} | (
+        {"rank": rank} if "rank" in METHOD_CLASSES[method].model_fields else {}
+    )
+    settings = going_with(method, settings)
     try:
         estimate(TINY, method, **settings)
     except Unsupported:

@@ -102,10 +102,15 @@ def _parts(program: Program, first: int, last: int) -> tuple[Part, ...]:
         found[-1][1][1] = at
         if instance.layer is not None and key[1] in ("forward", "backward"):
             found[-1][2].append(instance.layer)
-    return tuple(
-        Part(name, start, stop, (layers[0], layers[-1]) if layers else None)
-        for (_, name), (start, stop), layers in found
-    )
+    return tuple(Part(name, start, stop, _ends(layers)) for (_, name), (start, stop), layers in found)
+
+
+def _ends(layers: list[int]) -> tuple[int, int] | None:
+    """The layer that a pass begins with, and the one it goes to; a pass after it, over what a cache holds, may turn."""
+    if not layers:
+        return None
+    first = layers[0]
+    return first, min(layers) if first == max(layers) else max(layers)
 
 
 def _part(phase: str, layer: int | None, seen_layers: bool) -> str:
