@@ -18,10 +18,11 @@ from transformers import Trainer, TrainingArguments
 import vramcalc
 from vramcalc import estimate
 from vramcalc.inputs.hf_config import to_spec
-from vramcalc.inputs.stack import FullFineTuning, LoRA, QLoRA, Stack, TrainingSpec
+from vramcalc.inputs.stack import FullFineTuning, LoRA, PrefixTuning, PromptTuning, PTuning, QLoRA, Stack, TrainingSpec
 from vramcalc.profiling import callback as callbacks
 from vramcalc.profiling.callback import VramcalcCallback
 from vramcalc.profiling.in_a_process import Place
+from vramcalc.profiling.observed_recipe import method_of
 from vramcalc.profiling.real.build import build, quantised_model
 from vramcalc.profiling.real.libraries import build_model
 from vramcalc.profiling.row_figures import as_measurement, inconsistencies
@@ -128,6 +129,15 @@ METHODS: dict[str, tuple[Any, dict[str, Any], type, dict[str, Any]]] = {
         QLoRA,
         {"prepare_model_for_kbit_training": False},
     ),
+    "prompt tuning": (lambda: build(SPEC, PromptTuning(num_virtual_tokens=3), TrainingSpec(), Stack(), "cpu"), {},
+                      PromptTuning, {"adapter_dtype": "float32"}),
+    "p-tuning": (lambda: build(SPEC, PTuning(encoder_hidden_size=8), TrainingSpec(), Stack(), "cpu"), {}, PTuning, {}),
+    "prefix tuning": (lambda: build(SPEC, PrefixTuning(prefix_projection=True), TrainingSpec(), Stack(), "cpu"), {},
+                      PrefixTuning, {"dtype": "bfloat16"}),
+    "prefix tuning over four bits": (
+        lambda: build(SPEC, PrefixTuning(quantization="nf4"), TrainingSpec(), Stack(), "cpu"), {}, PrefixTuning,
+        {"prepare_model_for_kbit_training": True},
+    ),
     "eager": (lambda: build_model(SPEC, Stack(attn_implementation="eager")), {}, FullFineTuning,
               {"attn_implementation": "eager"}),
 }  # fmt: skip
@@ -202,3 +212,19 @@ def test_where_memory_is_counted_predicted_stands_beside_measured(
     assert None not in (memory.forward, memory.backward, memory.optimizer, memory.whole)
     assert memory.load is None
     assert memory.backward.allocated_bytes <= memory.whole.allocated_bytes
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        PromptTuning(num_virtual_tokens=3),
+        PTuning(),
+        PTuning(encoder_hidden_size=8, quantization="fp4"),
+        PrefixTuning(num_virtual_tokens=4, quantization="nf4"),
+        PrefixTuning(prefix_projection=True),
+        PrefixTuning(prefix_projection=True, encoder_hidden_size=8),
+    ],
+    ids=str,
+)
+def test_what_is_learned_before_the_tokens_is_read_off_peft(method: Any) -> None:
+    assert method_of(build(SPEC, method, TrainingSpec(), Stack(), "cpu")) == method

@@ -16,7 +16,18 @@ from torch import nn
 from vramcalc.errors import Unsupported
 from vramcalc.inputs.alloc_conf import ENVIRONMENT
 from vramcalc.inputs.quantization import BitsAndBytes4bit
-from vramcalc.inputs.stack import DoRA, FullFineTuning, LoRA, Method, QLoRA, Stack, TrainingSpec
+from vramcalc.inputs.stack import (
+    DoRA,
+    FullFineTuning,
+    LoRA,
+    Method,
+    PrefixTuning,
+    PromptTuning,
+    PTuning,
+    QLoRA,
+    Stack,
+    TrainingSpec,
+)
 
 
 @dataclass
@@ -69,7 +80,7 @@ def plain_config(model: nn.Module) -> dict[str, Any]:
 
 
 def method_of(model: nn.Module) -> Method:
-    """Full fine-tuning, LoRA, DoRA or QLoRA.
+    """Full fine-tuning, LoRA, DoRA, QLoRA, or what is learned before the tokens.
 
     Raises:
         Unsupported: another method of PEFT, several adapters, or some layers trained and others not.
@@ -82,8 +93,13 @@ def method_of(model: nn.Module) -> Method:
     if len(configs) != 1:
         raise Unsupported(f"{len(configs)} adapters on one model; one is modelled")
     (config,) = configs.values()
+    storage = _storage(model)
+    stored = BitsAndBytes4bit(**storage) if storage else None
+    prompts = _PROMPTS.get(type(config).__name__)
+    if prompts is not None:
+        return _prompts(prompts, config, stored)
     if str(getattr(config.peft_type, "value", config.peft_type)) != "LORA" or config.bias != "none":
-        raise Unsupported("an adapter other than LoRA or DoRA without biases")
+        raise Unsupported(f"an adapter other than LoRA or DoRA without biases, {' or '.join(_PROMPTS)}")
     targets = config.target_modules
     settings: dict[str, Any] = {
         "rank": config.r,
@@ -92,19 +108,39 @@ def method_of(model: nn.Module) -> Method:
         "target_modules": targets if isinstance(targets, str) else frozenset(targets),
         "modules_to_save": frozenset(config.modules_to_save or ()),
     }
-    layer = _quantised_layer(model)
-    storage = (
-        {}
-        if layer is None
-        else {
-            "bnb_4bit_quant_type": layer.weight.quant_type,
-            "bnb_4bit_use_double_quant": layer.weight.compress_statistics,
-            "bnb_4bit_compute_dtype": _name(layer.compute_dtype),
-        }
-    )
     if config.use_dora:
-        return DoRA(**settings, quantization=BitsAndBytes4bit(**storage) if storage else None)
+        return DoRA(**settings, quantization=stored)
     return QLoRA(**settings, **storage) if storage else LoRA(**settings)
+
+
+_PROMPTS: dict[str, type[PromptTuning | PTuning | PrefixTuning]] = {
+    spec.config_class: spec for spec in (PromptTuning, PTuning, PrefixTuning)
+}
+"""Methods with virtual tokens by PEFT's configuration."""
+
+
+def _prompts(
+    spec: type[PromptTuning | PTuning | PrefixTuning], config: Any, storage: BitsAndBytes4bit | None
+) -> Method:
+    if config.modules_to_save:
+        raise Unsupported(f"{spec.config_class} with modules_to_save; no copies are modelled beside virtual tokens")
+    names = set(spec.model_fields) - {"kind", "quantization"}
+    fields = {name: getattr(value := getattr(config, name), "value", value) for name in names}
+    if fields.get("encoder_hidden_size") == config.token_dim or not fields.get("prefix_projection", True):
+        fields["encoder_hidden_size"] = None
+    return spec(**{n: v for n, v in fields.items() if n in names}, quantization=storage)
+
+
+def _storage(model: nn.Module) -> dict[str, Any]:
+    """How a base model in four bits is stored; nothing of one that is not."""
+    layer = _quantised_layer(model)
+    if layer is None:
+        return {}
+    return {
+        "bnb_4bit_quant_type": layer.weight.quant_type,
+        "bnb_4bit_use_double_quant": layer.weight.compress_statistics,
+        "bnb_4bit_compute_dtype": _name(layer.compute_dtype),
+    }
 
 
 def training_of(model: nn.Module, args: Any, batches: Batches) -> TrainingSpec:
@@ -187,6 +223,9 @@ def _frozen_dtype(model: nn.Module) -> torch.dtype | None:
 
 
 def _adapter_dtype(model: nn.Module, weights: torch.dtype) -> Any:
+    learned = {p.dtype for n, p in model.named_parameters() if n.startswith("prompt_encoder.")}
+    if len(learned) == 1:
+        return _name(*learned)
     adapters = {p.dtype for n, p in model.named_parameters() if ".lora_A." in n}
     if not adapters:
         return "float32"
