@@ -14,10 +14,14 @@ from small import CHECKPOINTING, TINY, tiny
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from vramcalc import PromptTuning, PTuning, estimate, fit
+from vramcalc.accuracy.memory.measurements import predict, read_measurements
+from vramcalc.accuracy.traces.table import read_traces
 from vramcalc.errors import InvalidValue, Unsupported
 from vramcalc.inputs.hf_config import to_spec
+from vramcalc.tables import directory
 
 METHODS = ("prompt_tuning", "p_tuning")
+MEASURED = directory() / "measurements.csv"
 SETTINGS = st.fixed_dictionaries(
     {
         "micro_batch_size": st.integers(1, 3),
@@ -81,6 +85,36 @@ def test_what_trains_is_what_peft_trains(family: str, method: Any, config: str) 
             adapted: Any = peft.get_peft_model(model, spec)
         found = estimate(to_spec(CONFIGS[family], family), method, seq_len=32, **fields)
         assert found.trainable_params == adapted.get_nb_trainable_parameters()[0]
+
+
+@pytest.mark.parametrize(
+    ("method", "metric", "within"),
+    [
+        ("p_tuning", "allocated_avg_step_end", 0.001),
+        ("p_tuning", "reserved_max", 0.01),
+        ("prompt_tuning", "allocated_avg_step_end", 0.001),
+        ("prompt_tuning", "reserved_max", 0.01),
+    ],
+)
+def test_the_runs_that_peft_published(method: str, metric: str, within: float) -> None:
+    """huggingface/peft method_comparison/MetaMathQA on an L40S, by PEFT 0.15 to 0.19."""
+    rows = [r for r in read_measurements(MEASURED) if (r["method"], r["metric"]) == (method, metric)]
+    found = list(predict(rows, calibrated=False))
+    assert len(found) == len(rows) > 0
+    for one in found:
+        assert one.predicted_bytes == pytest.approx(one.value_bytes, rel=within), one.row["case_id"]
+
+
+@pytest.mark.parametrize("method", [PromptTuning, PTuning])
+def test_traces_have_every_checkpointing_over_every_storage(method: type[PromptTuning | PTuning]) -> None:
+    jobs = [row.job for row in read_traces() if type(row.job.method) is method]
+    assert {(job.training.gradient_checkpointing, job.method.storage is None) for job in jobs} == {
+        (c, s) for c in CHECKPOINTING for s in (True, False)
+    }
+    assert len({job.model.model_type for job in jobs}) >= 5
+    assert {job.stack.attn_implementation for job in jobs} == {"sdpa", "eager", "flash_attention_2"}
+    assert {job.stack.autocast for job in jobs} == {None, "bfloat16", "float16"}
+    assert {job.stack.transformers for job in jobs} == {"4.52", "4.57", "5.13", "5.23"}
 
 
 # -- what is said of it ------------------------------------------------------------------------------------------------
