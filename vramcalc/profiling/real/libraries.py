@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from vramcalc.errors import Unsupported
 from vramcalc.inputs.stack import Method, ModelSpec, Stack, TrainingSpec, kbit_prepared
 from vramcalc.profiling.real.releases import dtype_argument
 
