@@ -39,6 +39,7 @@ _HOME = {
     "LoRA": "vramcalc.inputs.stack",
     "QLoRA": "vramcalc.inputs.stack",
     "DoRA": "vramcalc.inputs.stack",
+    "AdaLoRA": "vramcalc.inputs.stack",
     "PromptTuning": "vramcalc.inputs.stack",
     "PTuning": "vramcalc.inputs.stack",
     "PrefixTuning": "vramcalc.inputs.stack",
@@ -57,6 +58,7 @@ _WITH_PROFILE = {"VramcalcCallback": "vramcalc.profiling.callback"}
 if TYPE_CHECKING:
     from vramcalc.errors import VramcalcError as VramcalcError
     from vramcalc.inputs.machine.detect import detect_gpus as detect_gpus
+    from vramcalc.inputs.stack import AdaLoRA as AdaLoRA
     from vramcalc.inputs.stack import DoRA as DoRA
     from vramcalc.inputs.stack import FullFineTuning as FullFineTuning
     from vramcalc.inputs.stack import Gpu as Gpu

@@ -12,13 +12,23 @@ import pytest
 import torch
 from configs import CONFIGS
 from counted_device import CountedDevice
-from peft import IA3Config, LoraConfig, get_peft_model
+from peft import AdaLoraConfig, IA3Config, LoraConfig, get_peft_model
 from transformers import Trainer, TrainingArguments
 
 import vramcalc
 from vramcalc import estimate
 from vramcalc.inputs.hf_config import to_spec
-from vramcalc.inputs.stack import FullFineTuning, LoRA, PrefixTuning, PromptTuning, PTuning, QLoRA, Stack, TrainingSpec
+from vramcalc.inputs.stack import (
+    AdaLoRA,
+    FullFineTuning,
+    LoRA,
+    PrefixTuning,
+    PromptTuning,
+    PTuning,
+    QLoRA,
+    Stack,
+    TrainingSpec,
+)
 from vramcalc.profiling import callback as callbacks
 from vramcalc.profiling.callback import VramcalcCallback
 from vramcalc.profiling.in_a_process import Place
@@ -137,6 +147,14 @@ METHODS: dict[str, tuple[Any, dict[str, Any], type, dict[str, Any]]] = {
     "prefix tuning over four bits": (
         lambda: build(SPEC, PrefixTuning(quantization="nf4"), TrainingSpec(), Stack(), "cpu"), {}, PrefixTuning,
         {"prepare_model_for_kbit_training": True},
+    ),
+    "AdaLoRA, that nothing allocates": (
+        lambda: get_peft_model(
+            build_model(SPEC, Stack()), AdaLoraConfig(init_r=9, total_step=9, target_modules=TARGETS)
+        ),
+        {},
+        AdaLoRA,
+        {"adapter_dtype": "float32"},
     ),
     "eager": (lambda: build_model(SPEC, Stack(attn_implementation="eager")), {}, FullFineTuning,
               {"attn_implementation": "eager"}),

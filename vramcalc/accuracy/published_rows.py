@@ -8,11 +8,16 @@ from typing import Any
 
 from vramcalc import tables
 from vramcalc.errors import Unsupported
+from vramcalc.inputs.settings import METHOD_CLASSES
 
 Row = Mapping[str, str]
 
 DTYPES: dict[str, Any] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 """Their names for dtypes, and torch's."""
+
+
+_WIDTHS = ("rank", "init_r")
+"""What methods call the width of adapters."""
 
 
 class Reason(Unsupported):
@@ -46,12 +51,15 @@ def adapters_known(row: Row) -> bool:
 
 
 def adapters_of(row: Row) -> dict[str, Any]:
-    """The fields of its method that a row gives: those of :class:`vramcalc.inputs.stack.LoRA`, or of a table."""
+    """The fields of its method that a row gives: those of :class:`vramcalc.inputs.stack.LoRA`, or of a table.
+
+    The rank goes by the name that the method has for it.
+    """
     fields = fields_of(row)
     if fields is not None:
         return fields
     return {
-        "rank": int(row["rank"]),
+        next(name for name in _WIDTHS if name in METHOD_CLASSES[row["method"]].model_fields): int(row["rank"]),
         "lora_dropout": float(row["lora_dropout"] or 0),
         "target_modules": "all-linear" if row["targets"] == "all-linear" else row["targets"].split(";"),
         "modules_to_save": [m for m in row["modules_to_save"].split(";") if m],

@@ -6,12 +6,13 @@ memory, or for the values that measured runs have.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, model_validator
 
+from vramcalc.errors import InvalidValue
 from vramcalc.inputs import patterns
-from vramcalc.inputs.base import MOVES_NO_MEMORY, PositiveCount, Spec, Usual
+from vramcalc.inputs.base import MOVES_NO_MEMORY, PositiveCount, Spec, Usual, whole
 from vramcalc.inputs.prompt_learning import PrefixTuning as PrefixTuning
 from vramcalc.inputs.prompt_learning import PromptTuning as PromptTuning
 from vramcalc.inputs.prompt_learning import PTuning as PTuning
@@ -29,6 +30,9 @@ Pattern = Annotated[str, AfterValidator(patterns.check)]
 SavedPattern = Annotated[str, AfterValidator(patterns.check_saved)]
 _sorted = PlainSerializer(sorted, return_type=list[str])
 ModuleNames = Annotated[frozenset[str], BeforeValidator(_names), _sorted]
+
+
+Steps = Annotated[int, Field(ge=0, le=1 << 40), BeforeValidator(whole)]
 
 
 MEASURED_RANK = 32
@@ -104,15 +108,27 @@ class LoRA(Spec):
 
     @property
     def peft_fields(self) -> dict[str, Any]:
-        """Arguments of PEFT's ``LoraConfig``."""
+        """Arguments of PEFT's configuration."""
+        return {"r": self.rank, **self._common_fields()}
+
+    def _common_fields(self) -> dict[str, Any]:
         targets = self.target_modules
         return {
-            "r": self.rank,
             "lora_alpha": self.lora_alpha,
             "lora_dropout": self.lora_dropout,
             "target_modules": targets if isinstance(targets, str) else sorted(targets),
             "modules_to_save": sorted(self.modules_to_save) or None,
         }
+
+    @property
+    def allocates_at(self) -> int | None:
+        """Step that PEFT's ``update_and_allocate`` is told after each optimizer step; None where nothing calls it."""
+        return None
+
+    @property
+    def assumed(self) -> str:
+        """What is taken for granted of the loop; empty for nothing."""
+        return ""
 
     def plain(self, storage: BitsAndBytes4bit | None) -> LoRA:
         """LoRA with the same adapters over a base model that is stored so, None for one that is not quantised."""
@@ -180,4 +196,93 @@ class DoRA(LoRA):
         return f"DoRA {over}{self._adapters()}"
 
 
-Method = FullFineTuning | LoRA | QLoRA | DoRA | PromptTuning | PTuning | PrefixTuning
+class AdaLoRA(LoRA):
+    """LoRA whose ranks are allocated by importance while it trains: PEFT's ``AdaLoraConfig``.
+
+    A run has phases: until ``tinit`` steps are made ranks stay as they are; then they are cut from ``init_r`` to
+    ``target_r`` on average, every ``deltaT`` steps; for the last ``tfinal`` steps they stay again. What is cut is
+    masked, not freed, and what importance is worked out of is kept from the first step on until the last ``tfinal``:
+    memory peaks in the middle, however long each phase is, and that peak is the answer. Steps that are listed
+    (``seq_lens``) are of the middle, too.
+
+    References:
+        Zhang et al., "Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning", ICLR 2023. arXiv:2303.10512
+    """
+
+    config_class: ClassVar[str] = "AdaLoraConfig"
+    kind: Literal["adalora"] = "adalora"  # type: ignore[assignment]
+    rank: ClassVar[property] = property(lambda self: self.init_r)  # type: ignore[misc]
+    init_r: Annotated[PositiveCount, Usual(lambda rank: rank <= MEASURED_RANK)] = 12
+    """Inner width of every adapter pair, in memory to the end; PEFT ignores ``r``."""
+    target_r: Annotated[PositiveCount, MOVES_NO_MEMORY] = 8
+    """Average rank that is left in the end."""
+    tinit: Annotated[Steps, MOVES_NO_MEMORY] = 0
+    tfinal: Annotated[Steps, MOVES_NO_MEMORY] = 0
+    deltaT: Annotated[PositiveCount, MOVES_NO_MEMORY] = 1  # noqa: N815
+    beta1: Annotated[float, Field(gt=0, lt=1), MOVES_NO_MEMORY] = 0.85
+    beta2: Annotated[float, Field(gt=0, lt=1), MOVES_NO_MEMORY] = 0.85
+    orth_reg_weight: Annotated[float, Field(ge=0), MOVES_NO_MEMORY] = 0.5
+    """Weight of the orthogonal regularization, which is worked out whatever it is."""
+    total_step: Annotated[PositiveCount | None, MOVES_NO_MEMORY] = None
+    """Optimizer steps of the run; None for as many as all phases need. PEFT wants a number."""
+    update_and_allocate: Annotated[bool, Usual(lambda called: called)] = True
+    """The loop calls PEFT's method of that name after each optimizer step, as PEFT's own loops do. Trainer does so
+    from a callback of the user's only (``on_optimizer_step``): without it nothing is kept for importance, and no rank
+    is cut."""
+    quantization: Annotated[Quantization, Usual(lambda storage: storage is None)] = None
+    """How the base model is stored: ``nf4``, ``fp4``, or a spec."""
+
+    @model_validator(mode="after")
+    def _cuts_ranks(self) -> Self:
+        if self.update_and_allocate and self.target_r >= self.init_r:
+            raise InvalidValue(
+                "target_r", self.target_r, f"less than init_r, {self.init_r}", "PEFT stops where no rank is to be cut"
+            )
+        if self.total_step is not None and self.tinit >= self.total_step - self.tfinal:
+            raise InvalidValue(
+                "total_step", self.total_step, f"more than tinit and tfinal, {self.tinit + self.tfinal}, together",
+                "PEFT wants steps between them, in which ranks are cut",
+            )  # fmt: skip
+        return self
+
+    @property
+    def storage(self) -> BitsAndBytes4bit | None:
+        """That of ``quantization``."""
+        return self.quantization
+
+    @property
+    def peft_fields(self) -> dict[str, Any]:
+        """Arguments of PEFT's ``AdaLoraConfig``."""
+        names = ("init_r", "target_r", "tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight")
+        steps = self.total_step or self.tinit + self.tfinal + 2 * self.deltaT
+        return {**{n: getattr(self, n) for n in names}, "total_step": steps, **self._common_fields()}
+
+    @property
+    def allocates_at(self) -> int | None:
+        """A step at which importance is kept and, unless the run has one such step only, ranks are cut."""
+        if not self.update_and_allocate:
+            return None
+        last: int = self.peft_fields["total_step"] - self.tfinal - 1
+        return min((self.tinit // self.deltaT + 1) * self.deltaT, last)
+
+    @property
+    def assumed(self) -> str:
+        """Who calls ``update_and_allocate``."""
+        if not self.update_and_allocate:
+            return "no call of update_and_allocate is assumed, so that AdaLoRA cuts no rank"
+        return (
+            "update_and_allocate is taken to be called after each optimizer step; Trainer does so from a callback "
+            "only: without one, set update_and_allocate=False, and no rank is cut"
+        )
+
+    def over_four_bits(self) -> LoRA:
+        """The same over a base model stored in NF4."""
+        return self.replace(quantization="nf4")
+
+    def told(self) -> str:
+        """``"AdaLoRA r=12 on all-linear"``."""
+        over = f"over {stored(self.storage)} " if self.storage else ""
+        return f"AdaLoRA {over}{self._adapters()}"
+
+
+Method = FullFineTuning | LoRA | QLoRA | DoRA | AdaLoRA | PromptTuning | PTuning | PrefixTuning

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from vramcalc.errors import Unsupported
 from vramcalc.inputs.families import FAMILIES
-from vramcalc.inputs.releases import EXPERTS_CHECKED, PEFT_DORA, PEFT_RAISES_ADAPTERS, minor_release
-from vramcalc.inputs.stack import OWN_LOSSES, DoRA, LoRA, Method, ModelSpec, Stack, kbit_prepared
+from vramcalc.inputs.releases import EXPERTS_CHECKED, PEFT_ADALORA, PEFT_DORA, PEFT_RAISES_ADAPTERS, minor_release
+from vramcalc.inputs.stack import OWN_LOSSES, AdaLoRA, DoRA, LoRA, Method, ModelSpec, Stack, kbit_prepared
 from vramcalc.inputs.targets import adapts_whole_mlp, copy_dtype, is_saved, is_target
 
 _EXPERTS = (
@@ -64,7 +64,20 @@ def _dora(method: LoRA, stack: Stack) -> None:
         raise Unsupported("DoRA on the embedding has not been checked; leave embed_tokens out of target_modules")
 
 
-_OF_METHODS: dict[type[LoRA], Callable[[LoRA, Stack], None]] = {DoRA: _dora}
+def _adalora(method: LoRA, stack: Stack) -> None:
+    """Refuse releases that nobody traced, what PEFT has no adapter for, and what has not been compared."""
+    if (minor_release(stack.peft) or (0, 0)) < PEFT_ADALORA:
+        raise Unsupported(
+            f"peft={stack.peft!r}: AdaLoRA of that release has not been checked; use peft="
+            f"'{PEFT_ADALORA[0]}.{PEFT_ADALORA[1]}' or later"
+        )
+    if stack.fused_kernels != "none":
+        raise Unsupported(f"fused_kernels={stack.fused_kernels!r} with AdaLoRA has not been compared; leave one out")
+    if is_target(method, "model.embed_tokens"):
+        raise Unsupported("PEFT has no AdaLoRA for embeddings; leave embed_tokens out of target_modules")
+
+
+_OF_METHODS: dict[type[LoRA], Callable[[LoRA, Stack], None]] = {DoRA: _dora, AdaLoRA: _adalora}
 """What is refused of one method, by its class."""
 
 

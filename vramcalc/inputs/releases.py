@@ -114,6 +114,8 @@ PEFT_CHECKED = ((0, 11), (0, 21))
 
 PEFT_DORA = (0, 16)
 """First release of PEFT whose DoRA is a variant with a call of its own."""
+PEFT_ADALORA = (0, 15)
+"""First release of PEFT whose AdaLoRA was compared with traces."""
 PROMPTS = {"transformers": (4, 52), "peft": (0, 15)}
 """First releases whose prompt tuning and p-tuning were compared with traces."""
 PREFIXES = {"transformers": (4, 56), "peft": (0, 18)}

@@ -8,6 +8,7 @@ from typing import Any, cast
 from vramcalc.errors import InvalidValue, UnknownName, Unsupported
 from vramcalc.inputs.quantization import BitsAndBytes4bit, spelled_out
 from vramcalc.inputs.stack import (
+    AdaLoRA,
     DoRA,
     FullFineTuning,
     LoRA,
@@ -24,7 +25,7 @@ MethodClass = type[Method]
 _NAMED = {"method": "lora", "stack": "transformers-trainer"}
 METHOD_CLASSES: dict[str, MethodClass] = {
     spec.model_fields["kind"].default: spec
-    for spec in (FullFineTuning, LoRA, QLoRA, DoRA, PromptTuning, PTuning, PrefixTuning)
+    for spec in (FullFineTuning, LoRA, QLoRA, DoRA, AdaLoRA, PromptTuning, PTuning, PrefixTuning)
 }
 """Methods by name."""
 

@@ -29,6 +29,7 @@ from vramcalc.inputs.base import (
     whole,
 )
 from vramcalc.inputs.gpu import Gpu as Gpu
+from vramcalc.inputs.method import AdaLoRA as AdaLoRA
 from vramcalc.inputs.method import DoRA as DoRA
 from vramcalc.inputs.method import FullFineTuning as FullFineTuning
 from vramcalc.inputs.method import LoRA as LoRA

@@ -21,6 +21,7 @@ def warnings_for(job: Job, gpu: Gpu | None) -> Iterator[str]:
     yield from _on_config(job)
     yield from _on_lengths(job)
     yield from _on_experts(job)
+    yield from _on_loop(job)
     yield from _on_dtypes(job, gpu)
     yield from _on_alloc_conf(job)
     yield from _on_reserved(job)
@@ -88,6 +89,12 @@ def _on_experts(job: Job) -> Iterator[str]:
         f"a perfectly balanced router is assumed: {-(-tokens * per_token // experts):,} of {tokens:,} tokens for each "
         f"of {experts} experts; peaks among the experts are higher where one of them gets more"
     )
+
+
+def _on_loop(job: Job) -> Iterator[str]:
+    adapters = job.method.adapters
+    if adapters is not None and adapters.assumed:
+        yield adapters.assumed
 
 
 def _on_dtypes(job: Job, gpu: Gpu | None) -> Iterator[str]:

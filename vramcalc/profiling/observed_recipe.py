@@ -17,6 +17,7 @@ from vramcalc.errors import Unsupported
 from vramcalc.inputs.alloc_conf import ENVIRONMENT
 from vramcalc.inputs.quantization import BitsAndBytes4bit
 from vramcalc.inputs.stack import (
+    AdaLoRA,
     DoRA,
     FullFineTuning,
     LoRA,
@@ -80,7 +81,7 @@ def plain_config(model: nn.Module) -> dict[str, Any]:
 
 
 def method_of(model: nn.Module) -> Method:
-    """Full fine-tuning, LoRA, DoRA, QLoRA, or what is learned before the tokens.
+    """Full fine-tuning, LoRA, DoRA, AdaLoRA, QLoRA, or what is learned before the tokens.
 
     Raises:
         Unsupported: another method of PEFT, several adapters, or some layers trained and others not.
@@ -98,19 +99,29 @@ def method_of(model: nn.Module) -> Method:
     prompts = _PROMPTS.get(type(config).__name__)
     if prompts is not None:
         return _prompts(prompts, config, stored)
-    if str(getattr(config.peft_type, "value", config.peft_type)) != "LORA" or config.bias != "none":
-        raise Unsupported(f"an adapter other than LoRA or DoRA without biases, {' or '.join(_PROMPTS)}")
+    kind = str(getattr(config.peft_type, "value", config.peft_type))
+    if kind not in ("LORA", "ADALORA") or config.bias != "none":
+        raise Unsupported(f"an adapter other than LoRA, DoRA or AdaLoRA without biases, {' or '.join(_PROMPTS)}")
     targets = config.target_modules
     settings: dict[str, Any] = {
-        "rank": config.r,
         "lora_alpha": float(config.lora_alpha),
         "lora_dropout": float(config.lora_dropout),
         "target_modules": targets if isinstance(targets, str) else frozenset(targets),
         "modules_to_save": frozenset(config.modules_to_save or ()),
     }
+    if kind == "ADALORA":
+        return AdaLoRA(**settings, **_ranks(model, config), quantization=stored)
+    settings["rank"] = config.r
     if config.use_dora:
         return DoRA(**settings, quantization=stored)
     return QLoRA(**settings, **storage) if storage else LoRA(**settings)
+
+
+def _ranks(model: Any, config: Any) -> dict[str, Any]:
+    """What an ``AdaLoraConfig`` says, and whether ``update_and_allocate`` has been called so far."""
+    names = ("init_r", "target_r", "tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight", "total_step")
+    called = bool(model.base_model.rankallocator.ipt) or config.rank_pattern is not None
+    return {**{name: getattr(config, name) for name in names}, "update_and_allocate": called}
 
 
 _PROMPTS: dict[str, type[PromptTuning | PTuning | PrefixTuning]] = {

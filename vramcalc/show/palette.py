@@ -28,9 +28,10 @@ CACHED = "#D8D8D8"
 METHODS = {
     "full": VERMILION,
     "dora": PURPLE,
+    "adalora": ORANGE,
     "lora": BLUE,
     "qlora": GREEN,
-    "prompt_tuning": ORANGE,
+    "prompt_tuning": GREY,
     "p_tuning": SKY_BLUE,
     "prefix_tuning": YELLOW,
 }

@@ -22,7 +22,7 @@ from vramcalc.profiling.measure.device import Device
 from vramcalc.profiling.measure.phases import PhasePeaks, Unmarked, moment, timing
 from vramcalc.profiling.measure.smallest import search
 from vramcalc.profiling.real.build import attention_of, build, seen_backend
-from vramcalc.profiling.real.libraries import torch_dtype
+from vramcalc.profiling.real.libraries import after_step, torch_dtype
 from vramcalc.profiling.real.loop import Loop, Marker
 from vramcalc.profiling.real.optimizers import build_optimizer, forget_optimizers
 from vramcalc.units import MIB
@@ -80,7 +80,8 @@ class Run:
     def loop(self, marker: Marker) -> Loop:
         """Model, optimizer and loop; loading's leftovers are given back, as they say nothing about a step."""
         built: nn.Module = build(self.model, self.method, self.training, self.stack, self.device.name)
-        loop = RealLoop(built, build_optimizer(built, self.training, self.stack), self.training, self.stack, marker)
+        optimizer, after = build_optimizer(built, self.training, self.stack), after_step(built, self.method)
+        loop = RealLoop(built, optimizer, self.training, self.stack, marker, after)
         loop.vocab_size = self.model.vocab_size
         self.made = 0
         return loop

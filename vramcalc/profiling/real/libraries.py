@@ -118,6 +118,13 @@ def attach(
     return model
 
 
+def after_step(model: Any, method: Method) -> Callable[[], None]:
+    """What PEFT wants called after each step of the optimizer: AdaLoRA's ``update_and_allocate``, else nothing."""
+    adapters = method.adapters
+    at = None if adapters is None else adapters.allocates_at
+    return lambda: None if at is None else model.base_model.update_and_allocate(at)
+
+
 def _cast_embeddings_to_bf16(model: nn.Module) -> None:
     """TRL's ``peft_module_casting_to_bf16`` of embedding and head, ties kept; norms are in float32 already."""
     cast: dict[int, nn.Parameter] = {}

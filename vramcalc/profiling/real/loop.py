@@ -6,7 +6,7 @@ It does what ``Trainer`` or the raw loop named by the recipe does, in that order
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import torch
@@ -37,11 +37,18 @@ def _autocast(stack: Stack, device: str) -> Iterator[None]:
 
 
 class Loop:
-    """The training loop of a recipe over one model, step by step."""
+    """The training loop of a recipe over one model, step by step; ``after_step`` follows the optimizer's."""
 
     def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, training: TrainingSpec, stack: Stack, marker: Marker
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        training: TrainingSpec,
+        stack: Stack,
+        marker: Marker,
+        after_step: Callable[[], None] = lambda: None,
     ) -> None:
+        self.after_step = after_step
         self.model, self.optimizer, self.training, self.stack, self.marker = model, optimizer, training, stack, marker
         self.trainable = [p for p in model.parameters() if p.requires_grad]
         self.device = self.trainable[0].device.type
@@ -115,6 +122,7 @@ class Loop:
         else:
             self.scaler.step(self.optimizer)
             self.scaler.update()
+        self.after_step()
         for state in self.optimizer.state.values():
             for value in state.values():
                 if isinstance(value, torch.Tensor):

@@ -263,7 +263,7 @@ def cuda_choices(stack: Stack, compute_capability: tuple[int, int], *, padded: b
     replacements += (
         _peft_replacements() + _bitsandbytes_replacements() + fused_losses.replacements(stack, compute_capability)
     )
-    with _replaced(replacements), fake_autocast.powers_in_float32():
+    with replaced(replacements), fake_autocast.powers_in_float32():
         yield
 
 
@@ -274,7 +274,7 @@ def default_optimizer_loops() -> Iterator[None]:
     from torch.utils import _foreach_utils
 
     types = [*optimizer._foreach_supported_types, FakeTensor]
-    with _replaced(
+    with replaced(
         [
             (optimizer, "_foreach_supported_types", types),
             (optimizer, "_get_foreach_kernels_supported_devices", lambda: ["cpu"]),
@@ -286,7 +286,7 @@ def default_optimizer_loops() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _replaced(replacements: list[tuple[Any, str, Any]]) -> Iterator[None]:
+def replaced(replacements: list[tuple[Any, str, Any]]) -> Iterator[None]:
     """Attributes replaced, and put back on exit."""
     missing = object()
     before = [(owner, name, getattr(owner, name, missing)) for owner, name, _ in replacements]

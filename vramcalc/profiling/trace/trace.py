@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from vramcalc.inputs.stack import Method, ModelSpec, Stack, TrainingSpec
 from vramcalc.profiling.observed_phases import Watch
 from vramcalc.profiling.real import fused_losses
-from vramcalc.profiling.real.libraries import attach, build_model
+from vramcalc.profiling.real.libraries import after_step, attach, build_model
 from vramcalc.profiling.real.loop import Loop
 from vramcalc.profiling.real.optimizers import build_optimizer
 from vramcalc.profiling.trace import fake_device
@@ -94,6 +94,16 @@ class _Marker:
         self.recorder.label(tensor, label)
 
 
+def _keeping_ranks(after_step: Callable[[], None]) -> Callable[[], None]:
+    """What follows a step, told that every rank is kept: AdaLoRA lists which are, on which no size depends."""
+
+    def told() -> None:
+        with fake_device.replaced([(FakeTensor, "tolist", lambda mask: [True] * mask.numel())]):
+            after_step()
+
+    return told
+
+
 def trace(
     model: ModelSpec,
     method: Method,
@@ -137,7 +147,8 @@ def trace(
         _label_loaded(recorder, built)
         _name_modules(recorder, built)
         marker = _Marker(recorder, cublas_workspace_bytes(compute_capability) if kernel_buffers else 0)
-        loop = Loop(built, build_optimizer(built, training, stack), training, stack, marker)
+        optimizer, after = build_optimizer(built, training, stack), after_step(built, method)
+        loop = Loop(built, optimizer, training, stack, marker, _keeping_ranks(after))
         start = len(recorder.events)
         for index in range(steps):
             loop.step(index, seq_lens[index] if seq_lens else None)

@@ -45,6 +45,29 @@ def add(e: Engine, a: Tensor, b: Tensor) -> Tensor:
     return e.apply("add", [a, b], a.shape, promote(a.dtype, b.dtype), (), _both)
 
 
+def add_in_place(e: Engine, a: Tensor, b: Tensor, *, of_view: bool = False) -> Tensor:
+    """``a += b``, in the dtype of ``a``.
+
+    Args:
+        e: the engine.
+        a: what is added to.
+        b: what is added.
+        of_view: ``a`` is the view that a linear layer with a bias returns, whose gradient is copied twice.
+
+    References:
+        pytorch torch/csrc/autograd/functions/tensor.cpp, ``CopySlices::apply_impl``.
+    """
+    shape, dtype, for_a = a.shape, a.dtype, a.node is not None
+
+    def through_slice(_saved: Saved, _gradient: Tensor) -> Gradients:
+        result, own = e.new(shape, dtype, "new_empty_strided"), e.new(shape, dtype, "clone")
+        return [result if for_a else None, own]
+
+    node = e.node("add", [a, b], (), through_slice if of_view else _both)
+    e.work.writes_over(a)
+    return Tensor(a.storage, a.shape, a.dtype, node)
+
+
 def add_constant(e: Engine, x: Tensor, op: str = "add", dtype: str | None = None) -> Tensor:
     """``x`` plus a number, or a tensor of ``dtype`` that needs no gradient; the engine casts the gradient back."""
     shape, source = x.shape, x.dtype
@@ -191,8 +214,13 @@ def cast_weight(e: Engine, parameter: Parameter | Tensor) -> Tensor:
     return cached
 
 
-def linear(e: Engine, x: Tensor, weight: Parameter | Tensor, bias: Parameter | None = None) -> Tensor:
-    """``nn.functional.linear`` on ``(..., in)``; autocast casts its arguments from right to left."""
+def linear(
+    e: Engine, x: Tensor, weight: Parameter | Tensor, bias: Parameter | None = None, *, owner: str = ""
+) -> Tensor:
+    """``nn.functional.linear`` on ``(..., in)``; autocast casts its arguments from right to left.
+
+    Whose product it is goes by the parameter's name, ``owner``, or the module that runs.
+    """
     b = cast_weight(e, bias) if bias is not None else None
     w = cast_weight(e, weight)
     if e.autocast is not None:
@@ -200,7 +228,7 @@ def linear(e: Engine, x: Tensor, weight: Parameter | Tensor, bias: Parameter | N
     x_shape, w_shape, dtype = x.shape, w.shape, x.dtype
     for_x, for_w, folds = x.node is not None, w.node is not None, len(x_shape) > 2
     inputs = [x, w] if b is None else [x, w, b]
-    owner, d_out = weight.name if isinstance(weight, Parameter) else e.tape.module, w_shape[0]
+    owner, d_out = owner or (weight.name if isinstance(weight, Parameter) else e.tape.module), w_shape[0]
     saved = ([x] if for_w else []) + ([w] if for_x else [])
 
     def product(_saved: Saved, g: Tensor) -> Gradients:

@@ -10,7 +10,7 @@ from vramcalc.inputs.stack import PTuning, Stack
 from vramcalc.shadow.engine import ops
 from vramcalc.shadow.engine.sizes import Size
 from vramcalc.shadow.engine.tape import Tensor
-from vramcalc.shadow.families.llama import CausalLM
+from vramcalc.shadow.families.common.decoder import CausalLM
 from vramcalc.shadow.methods.virtual_tokens import VirtualTokens
 
 SPECS = (PTuning,)

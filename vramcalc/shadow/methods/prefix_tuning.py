@@ -20,7 +20,7 @@ from vramcalc.shadow.engine.ops import Saved
 from vramcalc.shadow.engine.sizes import Size
 from vramcalc.shadow.engine.tape import Shape, Tensor, promote
 from vramcalc.shadow.families.common.context import Cache, Prompted
-from vramcalc.shadow.families.llama import CausalLM
+from vramcalc.shadow.families.common.decoder import CausalLM
 from vramcalc.shadow.methods.virtual_tokens import Encoder, part
 
 SPECS = (PrefixTuning,)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from vramcalc.inputs.stack import PromptTuning, Stack
 from vramcalc.shadow.engine.sizes import Size
 from vramcalc.shadow.engine.tape import Tensor
-from vramcalc.shadow.families.llama import CausalLM
+from vramcalc.shadow.families.common.decoder import CausalLM
 from vramcalc.shadow.methods.virtual_tokens import VirtualTokens
 
 SPECS = (PromptTuning,)

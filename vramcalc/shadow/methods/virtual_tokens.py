@@ -18,7 +18,7 @@ from vramcalc.shadow.engine.ops import Saved
 from vramcalc.shadow.engine.sizes import Size
 from vramcalc.shadow.engine.tape import Shape, Tensor
 from vramcalc.shadow.families.common.context import Prompt, Prompted
-from vramcalc.shadow.families.llama import CausalLM
+from vramcalc.shadow.families.common.decoder import CausalLM
 
 NAME = "prompt_encoder.default"
 

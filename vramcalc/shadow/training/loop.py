@@ -83,6 +83,7 @@ class Loop:
         without_gradient = methods.without_gradient(self.net)
         self.updated = [p for p in self.trainable if p not in without_gradient]
         self.optimizer = optimizers.build(training.optim, e, _groups(self.updated, stack), self._kept_in_float32())
+        self.around = methods.around_step(self.net, job.method, self._repeats)
         self.scaler = GradScaler(e) if stack.autocast == "float16" else None
         self._batch = _BATCH if stack.passes_attention_mask else _BATCH[:-1]
         self._workspaces: dict[str, Storage] = {}
@@ -136,6 +137,7 @@ class Loop:
         """One step of those after the first: every optimizer state is there already."""
         self.tape.mark("states")
         self.optimizer.prepare()
+        self.around.prepare()
         if not self.job.stack.zero_grad_set_to_none:
             self._make_gradients()
         for what in (MAIN_WORKSPACE, _AUTOGRAD_WORKSPACE):
@@ -208,6 +210,10 @@ class Loop:
         else:
             loss = losses.fused_linear_loss(e, hidden, _head_weight(self.net.lm_head), self.job.compute_capability)
         del hidden, prompted
+        if metrics:
+            metrics[-1] = self.around.add_to_loss(metrics[-1])
+        elif stack.loss not in OWN_LOSSES:
+            loss = self.around.add_to_loss(loss)
         e.autocast = None
         self._forget_casts()
         if metrics:
@@ -256,6 +262,7 @@ class Loop:
         else:
             self.scaler.step(self.optimizer.step, fused=self.job.training.optim == "adamw_torch_fused")
             self.scaler.update()
+        self.around.step()
         if self.job.stack.zero_grad == "end":
             self._zero_grad(tag)
         if self.job.stack.keeps_outputs == "step":
