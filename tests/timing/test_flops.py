@@ -14,6 +14,7 @@ from vramcalc.errors import DataError, InvalidValue, Unsupported
 from vramcalc.inputs import catalog
 from vramcalc.inputs.hf_config import to_spec
 from vramcalc.inputs.stack import (
+    AdaLoRA,
     DoRA,
     FullFineTuning,
     LoRA,
@@ -278,6 +279,19 @@ VIRTUAL: list[tuple[Method, str]] = [
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 def test_torch_counts_the_same_products_with_virtual_tokens(family: str, method: Method, checkpointing: str) -> None:
     """Those of longer sequences, or of more keys, and of the encoder."""
+    training = TRAINING.replace(gradient_checkpointing=checkpointing)
+    stack = Stack(dtype="float32", attn_implementation="eager")
+    found = step_flops(to_spec(CONFIGS[family], family), method, training, stack, square=True)
+    assert found.total == torch_counts(family, method, training, stack)
+
+
+@pytest.mark.trace
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("checkpointing", ["none", "reentrant", "non_reentrant"])
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_torch_counts_the_same_products_of_adalora(family: str, checkpointing: str, dropout: float) -> None:
+    """The regularization multiplies each of an adapter's matrices with itself, whatever the batch is."""
+    method = AdaLoRA(init_r=4, target_r=2, target_modules=["q_proj", "up_proj", "down_proj"], lora_dropout=dropout)
     training = TRAINING.replace(gradient_checkpointing=checkpointing)
     stack = Stack(dtype="float32", attn_implementation="eager")
     found = step_flops(to_spec(CONFIGS[family], family), method, training, stack, square=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from vramcalc.errors import Unsupported
 from vramcalc.inputs.job import Job
 from vramcalc.inputs.stack import (
@@ -21,14 +23,29 @@ from vramcalc.timing.flops import Tokens
 from vramcalc.timing.matrices import Matrices
 
 
+class Described(NamedTuple):
+    """A method that :mod:`vramcalc.timing.work` describes, and what another one moves beyond it.
+
+    Attributes:
+        method: full fine-tuning, LoRA or QLoRA.
+        moved: in a micro-batch. [B]
+        after_step: once the optimizer is done. [B]
+    """
+
+    method: Method
+    moved: int
+    after_step: int
+
+
 def described(
     model: ModelSpec | Matrices, method: Method, training: TrainingSpec, stack: Stack, tokens: Tokens
-) -> tuple[Method, int]:
+) -> Described:
     """The nearest method that :mod:`vramcalc.timing.work` describes, and what a walk moves beyond a walk of that one.
 
     The factors of element-wise work are fitted to speeds of full fine-tuning, LoRA and QLoRA. What a method built on
     LoRA does besides (DoRA: the norm of every updated weight) is the difference of two walks. Where virtual tokens are
-    learned, the nearest is LoRA without any adapter, whose layers pass gradients on.
+    learned, the nearest is LoRA without any adapter, whose layers pass gradients on. A difference is bytes: of many
+    small kernels, as those of AdaLoRA's importance, the launches are in no term.
 
     Args:
         model: the model, or its matrices.
@@ -37,14 +54,11 @@ def described(
         stack: the recipe.
         tokens: of a micro-batch; the walks are of sequences as long as its longest.
 
-    Returns:
-        Full fine-tuning, LoRA or QLoRA; bytes of a micro-batch. [1], [B]
-
     Raises:
         Unsupported: a method that is built on none of them; one of an architecture that cannot be walked whole.
     """
     if type(method) in (FullFineTuning, LoRA, QLoRA):
-        return method, 0
+        return Described(method, 0, 0)
     if isinstance(model, Matrices) or (method.adapters is None and not method.num_virtual_tokens):
         raise Unsupported(
             f"what method {method.kind!r} moves is not counted, so that its time and cost are not known; its memory "
@@ -52,10 +66,11 @@ def described(
         )
     same = _as_long(training, tokens, method)
     if method.adapters is None:
-        return LoRA(target_modules=frozenset()).plain(method.storage), _beyond_one(model, method, same, stack)
+        bare = LoRA(target_modules=frozenset()).plain(method.storage)
+        return Described(bare, _beyond_one(model, method, same, stack), 0)
     near = method.adapters.plain(method.storage)
-    moved, plain = (counted(Job(model, m, same, stack)).moved for m in (method, near))
-    return near, moved - plain
+    own, plain = (counted(Job(model, m, same, stack)) for m in (method, near))
+    return Described(near, own.moved - plain.moved, own.after_step - plain.after_step)
 
 
 def _beyond_one(model: ModelSpec, method: Method, training: TrainingSpec, stack: Stack) -> int:

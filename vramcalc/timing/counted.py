@@ -25,6 +25,8 @@ Key = tuple[What, Pass, str]
 """Whose products, in which pass, in which dtype."""
 _STEP = "step."
 """Phases of the step itself: the walk may go on into the next one's forward pass."""
+_OPTIMIZER = "step.optimizer"
+"""The phase after all micro-batches."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,14 @@ class Counted:
         tokens: that go through the layers.
         square: pairs of such a token and one whose keys it could see.
         moved: that all operators read and write. [B]
+        after_step: that those read and write which follow the optimizer's step, once for all micro-batches. [B]
     """
 
     flops: Mapping[Key, int]
     tokens: int
     square: int
     moved: int
+    after_step: int = 0
 
 
 @lru_cache(maxsize=1024)
@@ -61,10 +65,10 @@ def counted(job: Job) -> Counted:
         _refuse_uncounted(loop, loop.work)
         return loop.work, loop.added
 
-    flops, moved = _at_full_depth(walk, depths_of(one), job.model.num_hidden_layers)
+    flops, moved, after = _at_full_depth(walk, depths_of(one), job.model.num_hidden_layers)
     batch = job.training.micro_batch_size
     tokens = batch * (job.training.seq_len if job.method.virtual_keys_only else job.longest)
-    return Counted(flops, tokens, tokens * job.longest, moved)
+    return Counted(flops, tokens, tokens * job.longest, moved, after)
 
 
 @lru_cache(maxsize=1024)
@@ -82,17 +86,23 @@ def counted_outline(matrices: Matrices, method: Method, stack: Stack, checkpoint
 
 def _at_full_depth(
     walk: Callable[[int], tuple[Work, frozenset[str]]], depths: Sequence[int], n_layers: int
-) -> tuple[dict[Key, int], int]:
-    """Operations by key and bytes moved of the micro-batch, from the first depth at which the last layers are alike."""
+) -> tuple[dict[Key, int], int, int]:
+    """Operations by key and bytes moved of the micro-batch, and bytes moved after it.
 
-    def count(walked: int) -> tuple[dict[Key, int], int]:
+    They are of the first depth at which the last layers are alike.
+    """
+
+    def count(walked: int) -> tuple[dict[Key, int], int, int]:
         work, added = walk(walked)
         parts, flops = _Parts(added, work.looked_up), defaultdict[Key, int](int)
         for p, times in at_full_depth(work.products, walked, n_layers):
             if p.phase.startswith(_STEP):
                 flops[parts.of(p), p.made_in, p.dtype] += int(p.flops) * times
-        moves = ((m, copies(m.layer, walked, n_layers)) for m in work.moves if m.phase.startswith(_STEP))
-        return dict(flops), sum(int(m.read + m.written) * times for m, times in moves)
+        moved = [0, 0]
+        for m in work.moves:
+            if m.phase.startswith(_STEP):
+                moved[m.phase == _OPTIMIZER] += int(m.read + m.written) * copies(m.layer, walked, n_layers)
+        return dict(flops), moved[False], moved[True]
 
     return walk_few(depths, count)
 

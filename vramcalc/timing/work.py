@@ -19,7 +19,7 @@ from functools import cached_property
 from vramcalc.inputs.model import ModelSpec
 from vramcalc.inputs.stack import OWN_LOSSES, Method, Stack, TrainingSpec, kbit_prepared
 from vramcalc.inputs.targets import is_saved, is_target, layers_alike
-from vramcalc.timing.beyond import described, learned_params, moved_by_family
+from vramcalc.timing.beyond import Described, described, learned_params, moved_by_family
 from vramcalc.timing.flops import Flops, Tokens, step_flops
 from vramcalc.timing.matrices import Matrices
 
@@ -98,9 +98,9 @@ def work_of(
     done = step_flops(model, method, training, stack, tokens=tokens, square=eager)
     needed = step_flops(model, method, training, stack, tokens=tokens) if eager else done
     beyond = moved_by_family(model, method, training, stack, done.tokens)
-    near, more = described(model, method, training, stack, done.tokens)
+    near = described(model, method, training, stack, done.tokens)
     learned = learned_params(model, method, training, stack)
-    sizes = _Sizes(Matrices.of(model), near, training, stack, recipe or Recipe(), done, more, beyond, learned)
+    sizes = _Sizes(Matrices.of(model), near.method, training, stack, recipe or Recipe(), done, near, beyond, learned)
     dtypes, n = done.by("dtype"), done.micro_steps
     return Work(
         sizes.quantities(), needed.model, done.total, n * done.tokens.real, n * done.tokens.computed,
@@ -110,7 +110,7 @@ def work_of(
 
 @dataclass(frozen=True)
 class _Sizes:
-    """Counts of one micro-batch; adapters move ``more`` bytes than LoRA's, layers ``beyond`` Llama's."""
+    """Counts of one micro-batch; a method moves ``near``'s bytes beyond LoRA, layers ``beyond`` Llama's."""
 
     model: Matrices
     method: Method
@@ -118,7 +118,7 @@ class _Sizes:
     stack: Stack
     recipe: Recipe
     flops: Flops
-    more: int
+    near: Described
     beyond: int
     learned: int
 
@@ -268,7 +268,7 @@ class _Sizes:
             dropped = 2 * handed + 1 if self.method.adapters and self.method.adapters.lora_dropout > 0 else 0
             added = 2 * a + x + a + max(x, a)
             forward = sum(d_in * (casts + dropped) + d_out * added for d_in, d_out in self.adapted)
-        return self.flops.tokens.computed * forward * (3 + self.again) + self.more
+        return self.flops.tokens.computed * forward * (3 + self.again) + self.near.moved
 
     @property
     def logits(self) -> float:
@@ -290,12 +290,12 @@ class _Sizes:
 
     @property
     def optimizer(self) -> float:
-        """Parameters, gradients and states, read and written once per step; gradients again where they are clipped."""
+        """Parameters, gradients (again where they are clipped) and states, once per step; what follows it."""
         size = _SIZE[self.stack.dtype] if self.method.adapters is None else 4
         optimizer = self.training.optimizer
         states = 4 if optimizer.low_bit else 0
         clipping = 3 if self.training.max_grad_norm else 0
-        return self.trainable * (size * (optimizer.accesses + clipping) + states)
+        return self.trainable * (size * (optimizer.accesses + clipping) + states) + self.near.after_step
 
     @property
     def trainable(self) -> int:
