@@ -50,6 +50,16 @@ OPTIONS: dict[str, tuple[str, Any]] = {
     "padded": ("--padded", True),
     "seq_lens": ("--seq-lens 77,12,50", [77, 12, 50]),
     "rank": ("--rank 5", 5),
+    "init_r": ("--init-r 20", 20),
+    "target_r": ("--target-r 5", 5),
+    "tinit": ("--tinit 200", 200),
+    "tfinal": ("--tfinal 500", 500),
+    "deltaT": ("--deltaT 10", 10),
+    "beta1": ("--beta1 0.5", 0.5),
+    "beta2": ("--beta2 0.5", 0.5),
+    "orth_reg_weight": ("--orth-reg-weight 0.1", 0.1),
+    "total_step": ("--total-step 5000", 5000),
+    "update_and_allocate": ("--no-update-and-allocate", False),
     "lora_alpha": ("--lora-alpha 7.5", 7.5),
     "lora_dropout": ("--lora-dropout 0.1", 0.1),
     "target_modules": ("--target-modules q_proj,v_proj", ["q_proj", "v_proj"]),
@@ -104,11 +114,16 @@ NEEDED = {
 """Options that another one does not go without, and what they are in Python."""
 
 VERSIONS = ("torch", "transformers", "peft", "bitsandbytes")
-SPECS = (TrainingSpec, QLoRA, Stack)
+SPECS = (TrainingSpec, *METHOD_CLASSES.values(), Stack)
 
 
 def fields() -> set[str]:
-    return {name for spec in SPECS for name in spec.model_fields} - {"kind", "name"}
+    return {name for spec in SPECS for name in spec.model_fields} - {"kind", "name", "quantization"}
+
+
+def method_with(field: str) -> str:
+    """QLoRA, or the first method that has a setting which QLoRA does not have."""
+    return next((m for m in ("qlora", *METHOD_CLASSES) if field in METHOD_CLASSES[m].model_fields), "qlora")
 
 
 def test_every_field_of_the_method_the_training_and_the_recipe_is_tested() -> None:
@@ -125,14 +140,12 @@ def test_every_field_has_an_option(command: str) -> None:
 @pytest.mark.parametrize("field", OPTIONS)
 def test_an_option_does_what_the_setting_does_in_python(tiny: Path, field: str) -> None:
     option, value = OPTIONS[field]
-    more, settings = NEEDED.get(field, ("", {}))
-    found = run("estimate", tiny, "--method", "qlora", "--json", *option.split(), *more.split()).json
-    expected = estimate(str(tiny), "qlora", **{**settings, field: value}).to_dict()
+    (more, settings), method = NEEDED.get(field, ("", {})), method_with(field)
+    found = run("estimate", tiny, "--method", method, "--json", *option.split(), *more.split()).json
+    expected = estimate(str(tiny), method, **{**settings, field: value}).to_dict()
     assert found == json.loads(json.dumps({**expected, "verdict": None}))
-    usual = estimate(str(tiny), "qlora", **settings).to_dict()
-    part = next(
-        p for p, spec in (("training", TrainingSpec), ("method", QLoRA), ("stack", Stack)) if field in expected[p]
-    )
+    usual = estimate(str(tiny), method, **settings).to_dict()
+    part = next(p for p in ("training", "method", "stack") if field in expected[p])
     assert found[part][field] != usual[part][field]
 
 
