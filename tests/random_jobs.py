@@ -17,6 +17,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from vramcalc import ModelSpec, VramcalcError, estimate
+from vramcalc.inputs.base import MOVES_NO_MEMORY
 from vramcalc.inputs.presets import PRESETS
 from vramcalc.inputs.releases import RELEASES
 from vramcalc.inputs.settings import METHOD_CLASSES
@@ -142,11 +143,17 @@ def alone() -> Iterator[Made]:
 
 
 def pairs(seed: int = SEED) -> Iterator[Made]:
-    """Every pair of settings over every method, the families and values by chance."""
+    """Every pair of settings over every method, the families and values by chance.
+
+    A setting that is declared to move no memory is tried beside others of that kind, and alone beside the rest.
+    """
     rnd = random.Random(seed)  # noqa: S311
     for method in METHODS:
         tried = values(method)
+        idle = {n for n, field in METHOD_CLASSES[method].model_fields.items() if MOVES_NO_MEMORY in field.metadata}
         for one, other in combinations(tried, 2):
+            if (one in idle) != (other in idle):
+                continue
             yield rnd.choice(list(FAMILIES)), method, {n: rnd.choice(tried[n]) for n in (one, other)}
 
 
