@@ -20,7 +20,7 @@ from vramcalc import estimate
 from vramcalc.cli.terminal import painted
 from vramcalc.inputs import catalog
 from vramcalc.inputs.settings import METHOD_CLASSES
-from vramcalc.inputs.stack import LoRA, QLoRA, Stack, TrainingSpec
+from vramcalc.inputs.stack import LoRA, Stack, TrainingSpec
 from vramcalc.planning.fit import METHODS
 from vramcalc.units import GIB
 

@@ -279,8 +279,8 @@ def estimate(
 
     Args:
         model: a Hugging Face id, a short name, a path to a ``config.json``, or a spec.
-        method: ``full``, ``lora``, ``qlora``, ``dora``, ``adalora``, ``prompt_tuning``, ``p_tuning``, ``prefix_tuning``,
-            or a spec.
+        method: ``full``, ``lora``, ``qlora``, ``dora``, ``adalora``, ``prompt_tuning``, ``p_tuning``,
+            ``prefix_tuning``, or a spec.
         training: batch, length, optimizer and so on; defaults are the recipe's.
         stack: a recipe by name, or a spec.
         gpu: an id such as ``rtx-4090``, or a spec; it decides kernels, workspaces and the context.
