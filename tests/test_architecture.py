@@ -70,6 +70,7 @@ AT_THE_TOP = {
         "vramcalc.inputs.prompt_learning",
         "vramcalc.inputs.quantization",
         "vramcalc.inputs.stack",
+        "vramcalc.inputs.training",
         "vramcalc.cli.options",
         "vramcalc.planning.cost",
         "vramcalc.profiling.rows",

@@ -11,7 +11,8 @@ from pydantic import BeforeValidator, Field
 from vramcalc.errors import InvalidValue
 from vramcalc.inputs.base import Spec, whole
 from vramcalc.inputs.job import Job
-from vramcalc.inputs.stack import SeqLen, TrainingSpec
+from vramcalc.inputs.stack import TrainingSpec
+from vramcalc.inputs.training import SeqLen
 from vramcalc.interval import Interval
 from vramcalc.timing.flops import step_flops
 
