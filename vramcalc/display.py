@@ -1,4 +1,4 @@
-"""How results show themselves, as text, HTML or a picture: the one place that knows of the renderings above it.
+"""How results show themselves as text, HTML or a picture: looks up the rendering in ``show``, above it.
 
 A result asks by the name of its class; :data:`vramcalc.show.renderings.RENDERINGS` says which function answers.
 """

@@ -1,4 +1,4 @@
-"""What tables of published figures have in common: the words of their rows, and why a row is not predicted."""
+"""Rows of published figures: the words that their columns allow, and why a row is not predicted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A GPU as an input."""
+"""A GPU: its memory, how much of it is free, and its compute capability."""
 
 from __future__ import annotations
 

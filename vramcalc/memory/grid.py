@@ -1,4 +1,4 @@
-"""Many batches, lengths and ranks in one pass.
+"""Peaks of many batch sizes, lengths and ranks at once, from one walk with symbolic sizes.
 
 A walk with symbolic sizes serves every point at which it would have taken the same branches; the few walks that a grid
 needs are found by their guards. Each result equals that of :func:`vramcalc.estimate` exactly.

@@ -1,4 +1,4 @@
-"""An architecture of which speeds were published and the memory is not modelled, walked for its products alone.
+"""Walks an architecture whose memory is not modelled, for the products that its published speeds rest on.
 
 Projections, adapters, attention and the head run in the shadow engine as those of any model; whatever else a layer
 does is left out, so that a walk of one says nothing about memory.

@@ -1,4 +1,4 @@
-"""What is said of a family: how its ``config.json`` is read, what its layers hold, what of it is modelled.
+"""The facts of a model family: how its ``config.json`` is read, what layers hold, what is modelled of it.
 
 Declarations only: modules are in :mod:`vramcalc.shadow.families`, of which the inputs know nothing.
 """

@@ -1,4 +1,4 @@
-"""What is alike about jobs: the regime whose errors an interval is made of, and settings that no measured run has."""
+"""Which measured runs a job resembles, and which of its settings no measured run has."""
 
 from __future__ import annotations
 

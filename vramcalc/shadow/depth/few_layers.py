@@ -1,4 +1,4 @@
-"""How few decoder layers have to be walked: three or four where later ones are alike, all of them otherwise."""
+"""How many decoder layers are walked: three or four where later ones are alike, all of them otherwise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Model, method, training and recipe: the shadow of training steps, on a tape."""
+"""The training loop in shadow: a job's model, method and recipe run step by step on a tape."""
 
 from __future__ import annotations
 
