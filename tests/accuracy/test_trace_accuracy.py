@@ -137,14 +137,20 @@ def test_other_tables_are_refused(tmp_path: Path) -> None:
 # -- laws of the report ------------------------------------------------------------------------------------------------
 
 
+SOME = [*pull(ROWS, 150), *(row for row in ROWS if row.explanation)]
+"""Rows that are predicted here; ``test_stored_traces.py`` predicts every one."""
+
+
 @pytest.fixture(scope="module")
 def found() -> TraceAccuracy:
-    return trace_accuracy()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vramcalc.accuracy.traces.accuracy.read_traces", lambda _: SOME)
+        return trace_accuracy()
 
 
 def test_every_row_is_counted_once(found: TraceAccuracy) -> None:
     statuses = ("agrees", "explained", "unexplained", "not traced")
-    assert sum(map(found.count, statuses)) == len(found.compared) == len(ROWS)
+    assert sum(map(found.count, statuses)) == len(found.compared) == len(SOME)
     assert sum(r.count for r in found.regimes) == len(found.done)
     for axis, counts in found.settings.items():
         assert counts.total() == len(found.done), axis
@@ -191,9 +197,9 @@ def test_a_pull_is_always_the_same_and_takes_no_more_time_than_given(limit_s: in
     assert chosen == pull(ROWS[::-1], limit_s)
 
 
-def test_a_pull_of_six_minutes_has_every_kind_and_one_of_all_time_every_row() -> None:
+def test_a_pull_of_eight_minutes_has_every_kind_and_one_of_all_time_every_row() -> None:
     here = [row for row in ROWS if row.job.stack.transformers == Stack().transformers]
-    assert {regime(row.job) for row in pull(here, 360)} == {regime(row.job) for row in here}
+    assert {regime(row.job) for row in pull(here, 480)} == {regime(row.job) for row in here}
     assert len(pull(ROWS, 1e6)) == len(ROWS)
 
 
@@ -237,7 +243,9 @@ def test_the_text_of_a_small_table(tmp_path: Path) -> None:
     assert text == GOLDEN.read_text()
 
 
-def test_the_text_of_the_whole_table_fits_a_page(found: TraceAccuracy) -> None:
+def test_the_text_of_the_whole_table_fits_a_page() -> None:
+    peaks = [(row.allocated_bytes, row.reserved_bytes) for row in ROWS]
+    found = TraceAccuracy(tuple(Compared(row, p, p) for row, p in zip(ROWS, peaks, strict=True)), stored=True)
     assert max(map(len, traces_text(found).splitlines())) <= 106
 
 
@@ -248,7 +256,7 @@ def test_an_unexplained_difference_ends_with_status_one(tmp_path: Path) -> None:
 
 
 def test_the_command_says_what_the_library_says(found: TraceAccuracy, monkeypatch: pytest.MonkeyPatch) -> None:
-    some = [*pull(ROWS, 300), *(row for row in ROWS if row.explanation)]
+    some = [*pull(SOME, 60), *(row for row in SOME if row.explanation)]
     monkeypatch.setattr("vramcalc.accuracy.traces.accuracy.read_traces", lambda _: some)
     done = run("accuracy", "traces", "--stored", "--json", "--rows")
     assert done.status == 0

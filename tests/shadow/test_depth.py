@@ -11,7 +11,7 @@ from small import CHECKPOINTING, TINY, tiny
 from vramcalc import estimate
 from vramcalc.memory.walks import Walks
 from vramcalc.shadow.allocator import replay
-from vramcalc.shadow.depth.program import WALKED_LAYERS
+from vramcalc.shadow.depth.few_layers import WALKED_LAYERS
 
 
 def walked(walks: Walks) -> set[int]:

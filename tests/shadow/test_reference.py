@@ -53,7 +53,7 @@ def test_every_combination_of_family_method_checkpointing_and_attention_has_a_ro
 @pytest.mark.parametrize("what", covered.LOOPS)
 def test_what_raw_loops_do_has_rows(what: str) -> None:
     jobs = [job for job in JOBS if covered.LOOPS[what](job)]
-    assert {job.method.kind for job in jobs} == {"full", "lora", "qlora"}
+    assert {job.method.kind for job in jobs} >= {"full", "lora", "qlora"}
     assert len({job.model.model_type for job in jobs}) >= 4
     assert len({job.training.gradient_checkpointing for job in jobs}) == 3
 

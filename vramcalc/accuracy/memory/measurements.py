@@ -159,15 +159,16 @@ def predict(rows: Sequence[Row], *, calibrated: bool = True) -> Iterator[Predict
     known: dict[tuple[str, ...], PredictedRow] = {}
     attached = {row.get("run_id") for row in rows if row["metric"] == "phase:after_lora_attach"} - {None}
     for row in rows:
-        key = tuple(row[c] for c in COLUMNS if c not in ("case_id", "value_bytes"))
-        if key not in known:
-            try:
-                known[key] = _predicted(row, row.get("run_id") in attached, calibrated)
-            except VramcalcError as err:
-                known[key] = PredictedRow(
-                    row, None, str(err) if isinstance(err, Reason) else f"refused: {type(err).__name__}"
-                )
-        yield replace(known[key], row=row)
+        later = row.get("run_id") in attached
+        try:
+            # Releases and dates are no columns of every file, and some are read off the name of a run.
+            same = tuple(row[c] for c in COLUMNS if c not in ("case_id", "value_bytes"))
+            key = (*same, str(later), repr(settings_of(row)))
+            if key not in known:
+                known[key] = _predicted(row, later, calibrated)
+            yield replace(known[key], row=row)
+        except VramcalcError as err:
+            yield PredictedRow(row, None, str(err) if isinstance(err, Reason) else f"refused: {type(err).__name__}")
 
 
 def _predicted(row: Row, attached_later: bool, calibrated: bool) -> PredictedRow:
