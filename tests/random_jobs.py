@@ -134,12 +134,17 @@ def _listed(kind: Any) -> tuple[Any, ...]:
     return ()
 
 
+TURNS = 4
+"""In how many turns families and methods go through the values of a setting that is given alone."""
+
+
 def alone() -> Iterator[Made]:
-    """Every setting at every value, over every family and method."""
-    for family in FAMILIES:
-        for method in METHODS:
+    """Every setting over every family and method, at values that take turns."""
+    for i, family in enumerate(FAMILIES):
+        for j, method in enumerate(METHODS):
             for name, tried in values(method).items():
-                yield from ((family, method, {name: value}) for value in tried)
+                turn = (i + j) % min(TURNS, len(tried))
+                yield from ((family, method, {name: value}) for value in tried[turn::TURNS])
 
 
 def pairs(seed: int = SEED) -> Iterator[Made]:

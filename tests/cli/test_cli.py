@@ -127,7 +127,7 @@ def method_with(field: str) -> str:
 
 
 def test_every_field_of_the_method_the_training_and_the_recipe_is_tested() -> None:
-    assert {*OPTIONS, *VERSIONS} == fields()
+    assert {*OPTIONS, *PROMPTS, *VERSIONS} == fields()
 
 
 @pytest.mark.parametrize("command", COMMANDS)

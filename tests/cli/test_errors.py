@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import vramcalc
-from vramcalc.errors import InvalidValue, MissingExtra, UnknownName, VramcalcError, one_line, shown
+from vramcalc.errors import AmbiguousName, InvalidValue, MissingExtra, UnknownName, VramcalcError, one_line, shown
 
 PROFILE = "vramcalc.profiling"
 """Needs the extra 'profile', and defines no error."""
@@ -35,6 +35,7 @@ def example(kind: type[VramcalcError]) -> VramcalcError:
     """An error of a class, with whatever its constructor takes."""
     own: dict[type[VramcalcError], tuple[Any, ...]] = {
         InvalidValue: ("seq_len", 0, "at least 1", "or leave it out"),
+        AmbiguousName: ("a100", {"a100-sxm-40": "40 GB", "a100-sxm-80": "80 GB"}),
         UnknownName: ("GPU", "h10", ["h100", "a100"], "see 'vramcalc gpus'"),
         MissingExtra: ("prices", "prices are fetched", ["gpuhunt", "other"]),
     }

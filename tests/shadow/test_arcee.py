@@ -44,7 +44,7 @@ def test_repeated_layers_stand_for_all_of_them(
 
     model = TINY.replace(num_hidden_layers=9)
     repeated = totals()
-    monkeypatch.setattr(walks, "WALKED_LAYERS", ())
+    monkeypatch.setattr(walks, "depths_of", lambda job: [job.model.num_hidden_layers])
     assert totals() == repeated
 
 

@@ -67,7 +67,7 @@ def test_keys_and_values_of_every_layer_are_learned_or_come_out_of_two_layers(se
 def test_a_few_layers_stand_for_all(settings: dict[str, Any]) -> None:
     found = tiny("prefix_tuning", **settings)
     assert found.walks.written_out.program.walked < TINY.num_hidden_layers
-    with patch.object(walks, "depths", lambda job: [job.model.num_hidden_layers]):
+    with patch.object(walks, "depths_of", lambda job: [job.model.num_hidden_layers]):
         whole = Walks(found.job)
     assert [i.n_bytes for i in found.instants] == [i.n_bytes for i in whole.instants]
     assert found.walks.from_loaded == whole.from_loaded

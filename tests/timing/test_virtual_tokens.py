@@ -57,9 +57,8 @@ def test_tokens_of_text_are_the_users_own(method: Method) -> None:
 
 def test_one_virtual_token_moves_nothing_beyond_itself() -> None:
     training = TrainingSpec(seq_len=200)
-    near, more = described(MODEL, PromptTuning(num_virtual_tokens=1), training, Stack(), Tokens.padded([201]))
-    assert more == 0
-    assert near == LoRA(target_modules=[])
+    found = described(MODEL, PromptTuning(num_virtual_tokens=1), training, Stack(), Tokens.padded([201]))
+    assert found == (LoRA(target_modules=[]), 0, 0)
 
 
 def test_a_network_and_prefixes_move_more() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from vramcalc.errors import Unsupported
 from vramcalc.inputs.stack import Method, Stack
 from vramcalc.shadow import methods
-from vramcalc.shadow.engine import attention, ops
+from vramcalc.shadow.engine import activations, attention, ops
 from vramcalc.shadow.engine.autograd import Engine
 from vramcalc.shadow.engine.graph import Gradients, Leaf
 from vramcalc.shadow.engine.modules import Factory, Module
@@ -69,7 +69,7 @@ class Layer(Module):
             # What the experts of a token get: together, as many rows as there are pairs of a token and an expert.
             x = ops.reshape(e, x, (tokens, width))
             x = experts.gather(e, x, e.new((tokens * active,), "int64", "index"), tokens * active)
-        inner = ops.silu(e, self.gate(x) if hasattr(self, "gate") else self.up(x))
+        inner = activations.silu(e, self.gate(x) if hasattr(self, "gate") else self.up(x))
         if hasattr(self, "gate"):
             inner = ops.mul(e, inner, self.up(x))
         result = self.down(inner)

@@ -5,7 +5,7 @@ Queries, keys and values are ``(batch, heads, seq, head_dim)``; results are ``(b
 
 from __future__ import annotations
 
-from vramcalc.shadow.engine import kernels, ops
+from vramcalc.shadow.engine import activations, kernels, ops
 from vramcalc.shadow.engine.autograd import Engine
 from vramcalc.shadow.engine.graph import Backward, Gradients
 from vramcalc.shadow.engine.heads import pad_width, repeat_interleave, repeat_kv
@@ -147,7 +147,7 @@ def eager(
     attn_weights = ops.mul_scalar(e, attn_weights)
     if soft_capped:
         attn_weights = ops.mul_scalar(e, attn_weights)
-        attn_weights = ops.tanh(e, attn_weights)
+        attn_weights = activations.tanh(e, attn_weights)
         attn_weights = ops.mul_scalar(e, attn_weights)
     if mask is not None:
         attn_weights = ops.add_constant(e, attn_weights, "add mask", mask.dtype)

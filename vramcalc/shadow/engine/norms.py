@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vramcalc.shadow.engine import ops
+from vramcalc.shadow.engine import activations, ops
 from vramcalc.shadow.engine.autograd import Engine
 from vramcalc.shadow.engine.graph import Parameter
 from vramcalc.shadow.engine.tape import Tensor
@@ -12,7 +12,7 @@ def rms_norm(e: Engine, x: Tensor, weight: Parameter) -> Tensor:
     """``LlamaRMSNorm.forward``; its variables die in the order of the source."""
     input_dtype = x.dtype
     hidden_states = ops.to(e, x, "float32")
-    variance = _mean(e, ops.square(e, hidden_states))
+    variance = _mean(e, activations.square(e, hidden_states))
     hidden_states = ops.mul(e, hidden_states, _rsqrt(e, ops.add_constant(e, variance)))
     return ops.mul_columns(e, weight.tensor, ops.to(e, hidden_states, input_dtype))
 
@@ -26,7 +26,7 @@ def rms_norm_centered(e: Engine, x: Tensor, weight: Parameter) -> Tensor:
 
 
 def _normalised(e: Engine, x: Tensor) -> Tensor:
-    return ops.mul(e, x, _rsqrt(e, ops.add_constant(e, _mean(e, ops.square(e, x)))))
+    return ops.mul(e, x, _rsqrt(e, ops.add_constant(e, _mean(e, activations.square(e, x)))))
 
 
 def _mean(e: Engine, x: Tensor) -> Tensor:
@@ -35,5 +35,5 @@ def _mean(e: Engine, x: Tensor) -> Tensor:
 
 
 def _rsqrt(e: Engine, x: Tensor) -> Tensor:
-    backward = ops.through_power(e, x, "rsqrt backward")
+    backward = activations.through_power(e, x, "rsqrt backward")
     return e.apply("rsqrt", [x], x.shape, x.dtype, (), backward, saves_result=True)

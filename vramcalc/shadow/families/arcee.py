@@ -6,7 +6,7 @@ Reads beside transformers' modeling_arcee.py.
 from __future__ import annotations
 
 from vramcalc.inputs.stack import ModelSpec
-from vramcalc.shadow.engine import ops
+from vramcalc.shadow.engine import activations
 from vramcalc.shadow.engine.modules import Factory, Module
 from vramcalc.shadow.engine.tape import Tensor
 from vramcalc.shadow.families.common import decoder
@@ -24,8 +24,8 @@ class MLP(Module):
 
     def act_fn(self, x: Tensor) -> Tensor:
         """``relu2``; its variables die with it."""
-        relu_applied = ops.relu(self.engine, x)
-        squared = ops.square(self.engine, relu_applied)
+        relu_applied = activations.relu(self.engine, x)
+        squared = activations.square(self.engine, relu_applied)
         return squared
 
     def forward(self, *args: Tensor) -> Tensor:

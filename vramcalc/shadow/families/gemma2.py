@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from vramcalc.inputs.stack import ModelSpec
-from vramcalc.shadow.engine import modules, norms, ops
+from vramcalc.shadow.engine import activations, modules, norms, ops
 from vramcalc.shadow.engine.modules import Factory, Module
 from vramcalc.shadow.engine.tape import Storage, Tensor
 from vramcalc.shadow.families.common import decoder
@@ -42,7 +42,7 @@ class MLP(decoder.MLP):
 
     def act_fn(self, x: Tensor) -> Tensor:
         """``gelu_pytorch_tanh``."""
-        return ops.gelu(self.engine, x)
+        return activations.gelu(self.engine, x)
 
 
 class DecoderLayer(decoder.DecoderLayer):
@@ -106,6 +106,6 @@ class CausalLM(decoder.CausalLM):
         if self.spec.final_logit_softcapping is None:
             return logits
         logits = ops.mul_scalar(self.engine, logits)
-        logits = ops.tanh(self.engine, logits)
+        logits = activations.tanh(self.engine, logits)
         logits = ops.mul_scalar(self.engine, logits)
         return logits

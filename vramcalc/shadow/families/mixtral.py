@@ -6,7 +6,7 @@ Reads beside transformers' modeling_mixtral.py: a loop over modules up to 4.57, 
 from __future__ import annotations
 
 from vramcalc.inputs.stack import ModelSpec
-from vramcalc.shadow.engine import ops
+from vramcalc.shadow.engine import activations, ops
 from vramcalc.shadow.engine.graph import Parameter
 from vramcalc.shadow.engine.modules import Factory, Module
 from vramcalc.shadow.engine.tape import Tensor
@@ -27,7 +27,7 @@ class BlockSparseTop2MLP(Module):
     def forward(self, *args: Tensor) -> Tensor:
         """Gated feed-forward of one expert's tokens, ``(tokens, hidden_size)``."""
         e, hidden_states = self.engine, args[0]
-        current_hidden_states = ops.mul(e, ops.silu(e, self.w1(hidden_states)), self.w3(hidden_states))
+        current_hidden_states = ops.mul(e, activations.silu(e, self.w1(hidden_states)), self.w3(hidden_states))
         current_hidden_states = self.w2(current_hidden_states)
         return current_hidden_states
 
@@ -121,7 +121,7 @@ class Experts(Module):
         offsets = e.new((self.n_experts,), "int32", "cumsum")
         proj_out = experts.grouped_mm(e, selected_hidden_states_g, self.gate_up_proj, offsets)
         gate, up = experts.chunk(e, proj_out)
-        proj_out = ops.mul(e, ops.silu(e, gate), up)
+        proj_out = ops.mul(e, activations.silu(e, gate), up)
         del gate, up
         proj_out = experts.grouped_mm(e, proj_out, self.down_proj, offsets)
         weighted_out = ops.mul(e, proj_out, sample_weights_g)

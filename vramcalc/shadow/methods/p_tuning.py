@@ -7,7 +7,7 @@ References:
 from __future__ import annotations
 
 from vramcalc.inputs.stack import PTuning, Stack
-from vramcalc.shadow.engine import ops
+from vramcalc.shadow.engine import activations
 from vramcalc.shadow.engine.sizes import Size
 from vramcalc.shadow.engine.tape import Tensor
 from vramcalc.shadow.families.common.decoder import CausalLM
@@ -39,6 +39,6 @@ class PromptEncoder(VirtualTokens):
         """Virtual tokens to their embeddings."""
         e, x = self.engine, self.embedding(args[0])
         first, second, last = self.mlp_head
-        x = ops.relu(e, first(x))
-        x = ops.relu(e, second(x))
+        x = activations.relu(e, first(x))
+        x = activations.relu(e, second(x))
         return last(x)

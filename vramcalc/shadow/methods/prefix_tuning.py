@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from vramcalc.inputs.stack import PrefixTuning, Stack
-from vramcalc.shadow.engine import ops
+from vramcalc.shadow.engine import activations, ops
 from vramcalc.shadow.engine.autograd import Engine
 from vramcalc.shadow.engine.graph import Backward, Gradients
 from vramcalc.shadow.engine.ops import Saved
@@ -82,7 +82,7 @@ class PrefixEncoder(Encoder):
         e, x = self.engine, self.embedding(args[0])
         if self.transform:
             first, last = self.transform
-            x = ops.tanh(e, first(x))
+            x = activations.tanh(e, first(x))
             x = last(x)
         return x
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 
 from vramcalc.inputs.stack import ModelSpec
-from vramcalc.shadow.engine import ops
+from vramcalc.shadow.engine import activations, ops
 from vramcalc.shadow.engine.modules import Embedding, Factory, Module, RMSNorm, TiedHead
 from vramcalc.shadow.engine.tape import Storage, Tensor
 from vramcalc.shadow.families.common.context import Cache, Context, Prompt, Shared, require_grad
@@ -31,7 +31,7 @@ class MLP(Module):
 
     def act_fn(self, x: Tensor) -> Tensor:
         """``config.hidden_act``."""
-        return ops.silu(self.engine, x)
+        return activations.silu(self.engine, x)
 
     def forward(self, *args: Tensor) -> Tensor:
         """Gated feed-forward."""
