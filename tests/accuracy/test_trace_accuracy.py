@@ -203,6 +203,12 @@ def test_a_pull_of_eight_minutes_has_every_kind_and_one_of_all_time_every_row() 
     assert len(pull(ROWS, 1e6)) == len(ROWS)
 
 
+def test_a_pull_of_four_minutes_has_every_family_method_and_way_of_checkpointing() -> None:
+    here = [row for row in ROWS if row.job.stack.transformers == Stack().transformers]
+    of_all, of_pull = (zip(*(regime(row.job) for row in rows), strict=True) for rows in (here, pull(here, 240)))
+    assert [set(names) for names in of_pull] == [set(names) for names in of_all]
+
+
 def test_no_time_is_refused() -> None:
     with pytest.raises(InvalidValue, match="limit_s = 0: expected more than 0"):
         pull(ROWS, 0)
