@@ -3,30 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 from vramcalc.errors import InvalidValue, UnknownName, Unsupported
 from vramcalc.inputs.quantization import BitsAndBytes4bit, spelled_out
-from vramcalc.inputs.stack import (
-    AdaLoRA,
-    DoRA,
-    FullFineTuning,
-    LoRA,
-    Method,
-    PrefixTuning,
-    PromptTuning,
-    PTuning,
-    QLoRA,
-    Stack,
-    TrainingSpec,
-)
+from vramcalc.inputs.stack import FullFineTuning, Method, QLoRA, Stack, TrainingSpec
 
 MethodClass = type[Method]
 _NAMED = {"method": "lora", "stack": "transformers-trainer"}
-METHOD_CLASSES: dict[str, MethodClass] = {
-    spec.model_fields["kind"].default: spec
-    for spec in (FullFineTuning, LoRA, QLoRA, DoRA, AdaLoRA, PromptTuning, PTuning, PrefixTuning)
-}
+METHOD_CLASSES: dict[str, MethodClass] = {spec.model_fields["kind"].default: spec for spec in get_args(Method)}
 """Methods by name."""
 
 
